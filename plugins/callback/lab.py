@@ -1,0 +1,139 @@
+"""Callback: one line a task, and one line for an error. -v brings Ansible's own output back."""
+
+from __future__ import annotations
+
+DOCUMENTATION = """
+name: lab
+type: stdout
+short_description: One line a task
+description:
+  - Prints a line for each task that ran on a host, and for a failure the message alone.
+  - With -v, behaves as the default callback.
+extends_documentation_fragment:
+  - default_callback
+  - result_format_callback
+"""
+
+import re
+import time
+from typing import Any
+
+from ansible import constants as C  # noqa: N812  (its customary name)
+from ansible.plugins.callback.default import CallbackModule as DefaultCallback
+
+COLOURS = {"ok": C.COLOR_OK, "changed": C.COLOR_CHANGED, "failed": C.COLOR_ERROR}
+
+
+class CallbackModule(DefaultCallback):
+    """The default callback, made terse."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "stdout"
+    CALLBACK_NAME = "lab"
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        super().__init__()
+        self._started = time.monotonic()
+        self._failed = False
+
+    @property
+    def _terse(self) -> bool:
+        return bool(self._display.verbosity == 0)
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Print the play's name."""
+        if not self._terse:
+            super().v2_playbook_on_play_start(play)
+            return
+        self._play = play
+        dry = " (dry run)" if play.check_mode else ""
+        self._display.display(f"\n{play.get_name().strip()}{dry}", color=C.COLOR_HIGHLIGHT)
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """Print nothing yet: the line comes with the result."""
+        if not self._terse:
+            super().v2_playbook_on_task_start(task, is_conditional)
+
+    def v2_playbook_on_include(self, included_file: Any) -> None:
+        """Print nothing: the included tasks speak for themselves."""
+        if not self._terse:
+            super().v2_playbook_on_include(included_file)
+
+    def v2_runner_on_start(self, host: Any, task: Any) -> None:
+        """Print nothing."""
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Print a task that did something, or looked and found it done."""
+        if not self._terse:
+            super().v2_runner_on_ok(result)
+            return
+        action = result.task.action.rpartition(".")[2]
+        if action in ("include_tasks", "import_tasks", "set_fact", "assert", "validate_argument_spec"):
+            return
+        if action == "debug":
+            self._display.display(f"  {result.result.get('msg', '')}")
+            return
+        self._line("changed" if result.result.get("changed") else "ok", result)
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Print why, in one line; a failure that a rescue answers is only noted."""
+        if not self._terse:
+            super().v2_runner_on_failed(result, ignore_errors)
+            return
+        message = str(result.result.get("msg") or result.result.get("exception") or "no message")
+        message = re.sub(r"^(Task|Action) failed: ", "", " ".join(message.split()))
+        if ignore_errors or _is_rescued(result.task):
+            self._line("retry", result)
+            self._display.display(f"           {message}", color=C.COLOR_SKIP)
+            return
+        self._failed = True
+        self._line("failed", result)
+        self._display.display(f"ERROR {message}", color=C.COLOR_ERROR, stderr=True)
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Print why a host cannot be reached."""
+        self.v2_runner_on_failed(result)
+
+    def v2_playbook_on_no_hosts_remaining(self) -> None:
+        """Print nothing: the failure was printed."""
+        if not self._terse:
+            super().v2_playbook_on_no_hosts_remaining()
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Print how many tasks changed something, and how long it took."""
+        if not self._terse:
+            super().v2_playbook_on_stats(stats)
+            return
+        changed = sum(stats.changed.values())
+        took = time.monotonic() - self._started
+        end = "failed" if self._failed else f"done, changed={changed}"
+        self._display.display(f"  {end}, {took:.1f} s", color=None)
+
+    def _line(self, state: str, result: Any) -> None:
+        name = result.task.get_name().strip()
+        role, separator, rest = name.partition(" : ")
+        text = rest.rpartition(" | ")[2] if separator else name
+        where = f"{role}: " if separator else ""
+        self._display.display(
+            f"  {state:8} {result.host.get_name():6} {where}{text}", color=COLOURS.get(state)
+        )
+
+
+def _is_rescued(task: Any) -> bool:
+    block = task._parent
+    while block is not None:
+        if getattr(block, "rescue", None) and task not in block.rescue:
+            return not _is_within(task, block.rescue)
+        block = block._parent
+    return False
+
+
+def _is_within(task: Any, entries: list[Any]) -> bool:
+    for entry in entries:
+        parent = task._parent
+        while parent is not None:
+            if parent is entry or getattr(parent, "_uuid", None) == entry._uuid:
+                return True
+            parent = parent._parent
+    return False

@@ -1,0 +1,7 @@
+"""The one exception that reaches a person as one line."""
+
+from __future__ import annotations
+
+
+class LabError(Exception):
+    """What is wrong, with which value, and what to do: one line, no traceback."""

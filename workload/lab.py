@@ -1,0 +1,105 @@
+"""A lab's identity: its name, its state folder, and how its Docker objects are marked."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workload.errors import LabError
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DEFAULT_NAME = "lab"
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,30}")
+
+#: Labels on every container, volume and network that a lab makes. Teardown goes by them alone.
+LABEL_NAME = "geo-sharding-lab.name"
+LABEL_HOME = "geo-sharding-lab.home"
+LABEL_NODE = "geo-sharding-lab.node"
+
+#: All that a lab writes below its state folder; a teardown removes these and nothing else.
+STATE_ENTRIES = ("lab.json", "topology.json", "secrets", "nodes", "ledger", "reports")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab by name and state folder.
+
+    The folder is the identity: two checkouts may both use the default name, and only the folder
+    tells whose a container is.
+    """
+
+    name: str
+    home: Path
+
+    def __post_init__(self) -> None:
+        """Raise LabError for a name that would not do in a container's name."""
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise LabError(
+                f"LAB_NAME is '{self.name}': use up to 31 characters of a-z 0-9 _ -, a letter first"
+            )
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Lab:
+        """Return the lab that LAB_NAME and LAB_HOME name, as inventory/lab derives it."""
+        name = environ.get("LAB_NAME") or DEFAULT_NAME
+        suffix = "" if name == DEFAULT_NAME else f"-{name}"
+        home = environ.get("LAB_HOME") or CHECKOUT / f".lab{suffix}"
+        return cls(name, Path(home).absolute())
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that say whose a Docker object is."""
+        return {LABEL_NAME: self.name, LABEL_HOME: str(self.home)}
+
+    @property
+    def topology_file(self) -> Path:
+        """Where the phase, the regions and their addresses are."""
+        return self.home / "topology.json"
+
+    def node_dir(self, node: str) -> Path:
+        """Return the folder of an embedded node."""
+        return self.home / "nodes" / node
+
+    def read_state(self) -> dict[str, Any]:
+        """Return lab.json ({name, runtime}), or {} where no lab was begun here."""
+        return read_json(self.home / "lab.json")
+
+    def read_phase(self) -> str | None:
+        """Return the phase that topology.json says was reached, or None."""
+        phase = read_json(self.topology_file).get("phase")
+        return None if phase is None else str(phase)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, {} where there is no file.
+
+    Raises LabError where the file cannot be read or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise LabError(f"{path} cannot be read: {error}; make teardown starts afresh") from error
+    if not isinstance(value, dict):
+        raise LabError(f"{path} holds no JSON object; make teardown starts afresh")
+    return value
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

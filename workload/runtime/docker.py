@@ -1,0 +1,148 @@
+"""What the lab asks of a Docker engine; making containers is the node role's (community.docker)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import docker
+import docker.errors
+import requests
+
+from workload.errors import LabError
+from workload.lab import LABEL_HOME, LABEL_NAME, LABEL_NODE, Lab
+
+#: An engine on this machine answers in milliseconds; a stale DOCKER_HOST never does.
+ENGINE_TIMEOUT_S = 20
+MINIMUM_MAJOR = 15
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image by name; present is False for one that has to be pulled first."""
+
+    name: str
+    present: bool
+    postgres_major: int | None
+
+
+class Engine:
+    """A Docker engine that answered."""
+
+    def __init__(self) -> None:
+        """Connect as DOCKER_HOST says; raises LabError, with the reason, where none answers."""
+        try:
+            self.client = docker.from_env(timeout=ENGINE_TIMEOUT_S)
+            self.client.ping()
+        except (docker.errors.DockerException, requests.RequestException) as error:
+            raise LabError(f"no Docker engine answers ({reason(error)})") from error
+
+    def find_image(self, candidates: Sequence[str]) -> Image:
+        """Return the first image that is here, else the first that its registry has.
+
+        Raises LabError, naming make image, where there is neither.
+        """
+        for name in candidates:
+            try:
+                config = self.client.images.get(name).attrs["Config"]
+            except docker.errors.ImageNotFound:
+                continue
+            return Image(name, True, _major(config.get("Env") or []))
+        why = ""
+        for name in candidates:
+            try:
+                self.client.images.get_registry_data(name)
+                return Image(name, False, None)
+            except (docker.errors.DockerException, requests.RequestException) as error:
+                why = why or reason(error)
+        raise LabError(
+            f"image {candidates[0]} is not on this machine and cannot be pulled ({why}):"
+            " make image builds a stand-in"
+        )
+
+    def check_ownership(self, lab: Lab, container: str, volume: str) -> None:
+        """Raise LabError where a node's container or volume is not this lab's to use."""
+        advice = "choose another LAB_NAME, or remove it"
+        try:
+            labels = self.client.containers.get(container).labels
+            if not is_ours(lab, labels):
+                raise LabError(f"container {container} belongs to {owner(labels)}: {advice}")
+        except docker.errors.NotFound:
+            pass
+        users = self.client.containers.list(
+            all=True, filters={"volume": volume}, ignore_removed=True
+        )
+        for user in users:
+            if user.name != container:
+                raise LabError(
+                    f"volume {volume} is in use by container {user.name} ({user.status}): two"
+                    f" servers on one volume destroy its data; {advice}"
+                )
+        try:
+            labels = self.client.volumes.get(volume).attrs.get("Labels") or {}
+            if not is_ours(lab, labels):
+                raise LabError(f"volume {volume} belongs to {owner(labels)}: {advice}")
+        except docker.errors.NotFound:
+            pass
+
+    def publishes(self, container: str, port: int) -> bool:
+        """Tell whether a running container is the one that publishes a port of this machine."""
+        try:
+            found = self.client.containers.get(container)
+        except docker.errors.NotFound:
+            return False
+        ports: dict[str, list[dict[str, str]] | None] = found.ports
+        return found.status == "running" and any(
+            binding["HostPort"] == str(port) for bound in ports.values() for binding in bound or []
+        )
+
+    def remove_lab(self, lab: Lab) -> list[str]:
+        """Remove every container, network and volume of a lab; return what was removed."""
+        ours = {"label": [f"{key}={value}" for key, value in lab.labels.items()]}
+        removed = []
+        for container in self.client.containers.list(all=True, filters=ours, ignore_removed=True):
+            container.remove(force=True, v=True)
+            removed.append(f"container {container.name}")
+        for network in self.client.networks.list(filters=ours):
+            network.remove()
+            removed.append(f"network {network.name}")
+        for volume in self.client.volumes.list(filters=ours):
+            volume.remove()
+            removed.append(f"volume {volume.name}")
+        return removed
+
+
+def is_ours(lab: Lab, labels: dict[str, str]) -> bool:
+    """Tell whether an object's labels are this lab's."""
+    return {key: labels.get(key) for key in lab.labels} == lab.labels
+
+
+def owner(labels: dict[str, str]) -> str:
+    """Say whose an object is that is not ours."""
+    if LABEL_HOME in labels:
+        return f"the lab '{labels.get(LABEL_NAME)}' in {labels[LABEL_HOME]}"
+    return "something that is no lab"
+
+
+def node_labels(lab: Lab, node: str) -> dict[str, str]:
+    """Return the labels of a node's container and volume."""
+    return {**lab.labels, LABEL_NODE: node}
+
+
+def reason(error: Exception) -> str:
+    """Return the innermost cause of a Docker error, which is the one that helps."""
+    if isinstance(error, docker.errors.APIError) and error.explanation:
+        return str(error.explanation).strip().splitlines()[0]
+    cause: Any = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+
+
+def _major(env: Sequence[str]) -> int | None:
+    for entry in env:
+        name, _, value = entry.partition("=")
+        if name == "PG_MAJOR" and value.isdigit():
+            return int(value)
+    return None

@@ -1,0 +1,102 @@
+"""Run SQL files on a node: wait for a real login, one transaction, and an honest "changed"."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import errors
+
+from workload.errors import LabError
+
+
+@dataclass(frozen=True)
+class Login:
+    """Where and as whom to connect."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    dbname: str = "postgres"
+
+    @property
+    def where(self) -> str:
+        """The address as a person would name it."""
+        return f"{self.host}:{self.port}"
+
+    def conninfo(self) -> str:
+        """Return a libpq connection string."""
+        return psycopg.conninfo.make_conninfo(
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            password=self.password,
+            dbname=self.dbname,
+            connect_timeout=5,
+            application_name="geo-sharding-lab",
+        )
+
+
+def connect(login: Login, timeout_s: float = 0) -> psycopg.Connection[tuple[object, ...]]:
+    """Return a connection, waiting up to timeout_s for the server to take logins.
+
+    A real login over TCP is the only sign of readiness that does not lie: a first start has a
+    server that answers on its own socket only, and pg_isready knows neither user nor database.
+    Raises LabError with the address and what was last seen.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return psycopg.connect(login.conninfo())
+        except psycopg.OperationalError as error:
+            text = " ".join(str(error).split())
+            if "password authentication failed" in text:
+                raise LabError(
+                    f"wrong password for user '{login.user}' at {login.where}: its data was made"
+                    " with another one; set LAB_PASSWORD to that, or make teardown"
+                ) from None
+            if time.monotonic() > deadline:
+                raise LabError(f"no login at {login.where} in {timeout_s:.0f} s: {text}") from None
+            time.sleep(0.05)
+
+
+def apply(
+    connection: psycopg.Connection[tuple[object, ...]],
+    scripts: Sequence[Mapping[str, str]],
+    dry_run: bool = False,
+) -> list[str]:
+    """Run scripts ({name, text}) in a transaction each; return the names of those that changed.
+
+    A script changed something exactly where its transaction was given a transaction id: PostgreSQL
+    assigns one on the first write, and CREATE ... IF NOT EXISTS on a thing that exists writes
+    nothing. A dry run rolls all of them back together, since a later script may need an earlier
+    one. Raises LabError with the script's name and the server's message.
+    """
+    changed = []
+    connection.autocommit = True
+    outer = connection.transaction(force_rollback=True) if dry_run else contextlib.nullcontext()
+    with outer:
+        for script in scripts:
+            try:
+                with connection.transaction():
+                    connection.execute(script["text"].encode())
+                    row = connection.execute(
+                        "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
+                    ).fetchone()
+                    if row and row[0]:
+                        changed.append(script["name"])
+            except psycopg.Error as error:
+                raise LabError(f"{script['name']}: {describe(error)}") from None
+    return changed
+
+
+def describe(error: psycopg.Error) -> str:
+    """Return a server's error as one line with its SQLSTATE and detail."""
+    if isinstance(error, errors.OperationalError) and not error.sqlstate:
+        return " ".join(str(error).split())
+    detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
+    return f"{error.diag.severity} {error.sqlstate}: {error.diag.message_primary}{detail}"

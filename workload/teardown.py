@@ -1,0 +1,52 @@
+"""Remove a lab."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+
+from workload.errors import LabError
+from workload.lab import STATE_ENTRIES, Lab, read_json
+from workload.runtime.docker import Engine
+from workload.runtime.embedded import EmbeddedServer
+
+
+def remove(lab: Lab) -> list[str]:
+    """Remove a lab in any state and return what was removed, for people to read.
+
+    Goes by the labels of Docker objects and by the folders below the state folder, so it works
+    half-provisioned, with a dead node, or after the inventory changed. Raises LabError where the
+    lab has containers that cannot be reached, since they would be left behind unseen.
+    """
+    removed: list[str] = []
+    begun = _begun_runtime(lab)
+    try:
+        removed += Engine().remove_lab(lab)
+    except LabError as error:
+        if begun == "docker":
+            raise LabError(
+                f"this lab runs in Docker and {error}: start the engine, then make teardown again"
+            ) from None
+    nodes = lab.home / "nodes"
+    for base in sorted(nodes.iterdir()) if nodes.is_dir() else []:
+        if EmbeddedServer(base).remove():
+            removed.append(f"server {base.name}")
+    for entry in STATE_ENTRIES:
+        path = lab.home / entry
+        if path.is_dir():
+            shutil.rmtree(path)
+            removed.append(f"folder {entry}")
+        elif path.exists():
+            path.unlink()
+            removed.append(f"file {entry}")
+    # The folder itself may be the user's own, with other things in it.
+    with contextlib.suppress(OSError):
+        lab.home.rmdir()
+    return removed
+
+
+def _begun_runtime(lab: Lab) -> str | None:
+    try:
+        return read_json(lab.home / "lab.json").get("runtime")
+    except LabError:
+        return None
