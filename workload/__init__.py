@@ -1,1 +1,1 @@
-"""The geo-sharding lab's Python side: servers without Docker, populations, verification, reports."""
+"""The geo-sharding lab's Python side: servers, populations, verification, reports."""

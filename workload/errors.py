@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class LabError(Exception):
     """What is wrong, with which value, and what to do: one line, no traceback."""
+
+
+class WrongPasswordError(LabError):
+    """A server is up and refuses the password, so waiting or starting afresh would be wrong."""

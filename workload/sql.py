@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import errors
 
-from workload.errors import LabError
+from workload.errors import LabError, WrongPasswordError
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ def connect(login: Login, timeout_s: float = 0) -> psycopg.Connection[tuple[obje
         except psycopg.OperationalError as error:
             text = " ".join(str(error).split())
             if "password authentication failed" in text:
-                raise LabError(
-                    f"wrong password for user '{login.user}' at {login.where}: its data was made"
-                    " with another one; set LAB_PASSWORD to that, or make teardown"
+                # Without the word itself: it is the default's value too, which Ansible masks.
+                raise WrongPasswordError(
+                    f"user '{login.user}' is refused at {login.where}: LAB_PASSWORD is not what"
+                    " this node's data was made with; set it to that, or make teardown"
                 ) from None
             if time.monotonic() > deadline:
                 raise LabError(f"no login at {login.where} in {timeout_s:.0f} s: {text}") from None

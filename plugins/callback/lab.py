@@ -69,7 +69,13 @@ class CallbackModule(DefaultCallback):
             super().v2_runner_on_ok(result)
             return
         action = result.task.action.rpartition(".")[2]
-        if action in ("include_tasks", "import_tasks", "set_fact", "assert", "validate_argument_spec"):
+        if action in (
+            "include_tasks",
+            "import_tasks",
+            "set_fact",
+            "assert",
+            "validate_argument_spec",
+        ):
             return
         if action == "debug":
             self._display.display(f"  {result.result.get('msg', '')}")

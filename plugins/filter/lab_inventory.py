@@ -15,9 +15,24 @@ import yaml
 
 #: Names that Ansible itself puts among a host's variables, beside ansible_*.
 MAGIC = frozenset(
-    "environment group_names groups hostvars inventory_dir inventory_file inventory_hostname"
-    " inventory_hostname_short omit play_hosts playbook_dir role_name role_names role_path"
-    " role_uuid vars".split()
+    {
+        "environment",
+        "group_names",
+        "groups",
+        "hostvars",
+        "inventory_dir",
+        "inventory_file",
+        "inventory_hostname",
+        "inventory_hostname_short",
+        "omit",
+        "play_hosts",
+        "playbook_dir",
+        "role_name",
+        "role_names",
+        "role_path",
+        "role_uuid",
+        "vars",
+    }
 )
 REGION_KEYS = frozenset({"countries"})
 NODE_KEYS = ("node_region", "node_port_offset", "node_container")
@@ -75,9 +90,7 @@ def region_problems(regions: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def node_problems(
-    hosts: Iterable[Mapping[str, Any]], regions: Mapping[str, Any]
-) -> list[str]:
+def node_problems(hosts: Iterable[Mapping[str, Any]], regions: Mapping[str, Any]) -> list[str]:
     """Name what is wrong with the nodes' identities: missing, unknown, or shared by two nodes."""
     problems = []
     taken: dict[tuple[str, Any], str] = {}

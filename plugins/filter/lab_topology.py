@@ -33,12 +33,12 @@ def topology(
     first = next(iter(nodes))
     found = {}
     for region, entry in regions.items():
-        node = homes.get(region, first)
+        home = homes.get(region, first)
         found[region] = {
             "countries": list(entry["countries"]),
-            "node": node,
-            "host": nodes[node]["host"],
-            "port": nodes[node]["port"],
+            "node": home,
+            "host": nodes[home]["host"],
+            "port": nodes[home]["port"],
         }
     return {
         "phase": phase,

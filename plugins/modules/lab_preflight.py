@@ -100,7 +100,9 @@ def main() -> None:
             [Node(**node) for node in asked["nodes"]],
         )
         begun = {"name": lab.name, "runtime": machine["runtime"]}
-        files = {lab.home / "secrets" / name: secrets.token_urlsafe(24) for name in asked["secrets"]}
+        files = {
+            lab.home / "secrets" / name: secrets.token_urlsafe(24) for name in asked["secrets"]
+        }
         missing = {path: text for path, text in files.items() if not path.exists()}
         changed = lab.read_state() != begun or bool(missing)
         if changed and not module.check_mode:

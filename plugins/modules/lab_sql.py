@@ -75,7 +75,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    from workload.errors import LabError
+    from workload.errors import LabError, WrongPasswordError
     from workload.sql import Login, apply, connect
 
     asked = module.params
@@ -84,9 +84,11 @@ def main() -> None:
     try:
         try:
             connection = connect(login, 0 if module.check_mode else asked["timeout_s"])
-        except LabError as error:
+        except WrongPasswordError as error:
+            module.fail_json(msg=str(error), wrong_password=True)
+        except LabError:
             # A dry run on an empty lab: nothing answers yet, so everything would be new.
-            if not module.check_mode or "wrong password" in str(error):
+            if not module.check_mode:
                 raise
             names = [script["name"] for script in scripts]
             module.exit_json(changed=bool(names), changed_scripts=names, server_version=0)

@@ -99,7 +99,9 @@ class Engine:
 
     def remove_lab(self, lab: Lab) -> list[str]:
         """Remove every container, network and volume of a lab; return what was removed."""
-        ours = {"label": [f"{key}={value}" for key, value in lab.labels.items()]}
+        ours: dict[str, str | list[str] | bool] = {
+            "label": [f"{key}={value}" for key, value in lab.labels.items()]
+        }
         removed = []
         for container in self.client.containers.list(all=True, filters=ours, ignore_removed=True):
             container.remove(force=True, v=True)

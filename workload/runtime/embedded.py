@@ -321,7 +321,7 @@ class EmbeddedServer:
             time.sleep(0.01)
 
     def stop(self, timeout_s: float = 60) -> bool:
-        """Stop the server (fast shutdown, then by force) and its orphans; return whether any ran."""
+        """Stop the server, in the end by force, and its orphans; return whether any ran."""
         running = self.processes()
         if not running:
             return False
@@ -359,9 +359,10 @@ def run_as() -> tuple[str, ...]:
     """
     if os.geteuid() != 0:
         return ()
-    if sys.platform != "linux" or subprocess.run(
-        [*ROOT_ESCAPE, "true"], capture_output=True, check=False
-    ).returncode:
+    if (
+        sys.platform != "linux"
+        or subprocess.run([*ROOT_ESCAPE, "true"], capture_output=True, check=False).returncode
+    ):
         raise LabError(
             "PostgreSQL does not run as root and no user namespace can be made here: run the lab"
             " as an ordinary user"

@@ -1,0 +1,72 @@
+# The front of the lab: thin, no logic. `make help` lists the targets.
+#
+# LAB_RUNTIME, LAB_NAME, LAB_HOME, LAB_PORT_BASE, LAB_PASSWORD, LAB_IMAGE and LAB_POSTGRES_BIN_DIR
+# reach every target through the environment; inventory/lab/group_vars/all/lab.yml explains them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Paths are relative: make cannot handle a checkout whose path has a space in it, the rest can.
+PYTHON_VENV := .venv/bin/python
+PLAYBOOK := $(PYTHON_VENV) -m ansible playbook
+# Ansible insists on UTF-8, and a bare machine may have set no locale at all.
+export LC_ALL ?= C.UTF-8
+# A checkout in a folder that others may write to would have its configuration ignored.
+export ANSIBLE_CONFIG := ./ansible.cfg
+# Variables given on make's command line, make traffic USERS=50, are for the programs too.
+export
+
+.PHONY: help
+help: ## List the targets
+	@echo "The geo-sharding lab. make demo shows it, make test tests it."
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
+	  while IFS='|' read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
+
+.PHONY: setup
+setup: ## Install into .venv what the lab needs (other targets do it by themselves)
+	@scripts/setup run
+
+.PHONY: setup-dev
+setup-dev:
+	@scripts/setup dev
+
+.PHONY: demo
+demo: setup ## Play the road with traffic in each phase (TIME=30 seconds each), and leave it up
+	@$(PLAYBOOK) playbooks/before.yml
+	@echo
+	@HEADLESS=1 $(PYTHON_VENV) -m workload traffic
+	@$(PYTHON_VENV) -m workload verify
+	@$(PYTHON_VENV) -m workload next
+
+.PHONY: before
+before: setup ## Phase before: one node in the EU
+	@$(PLAYBOOK) playbooks/before.yml
+
+.PHONY: traffic
+traffic: setup ## Let customers trade: a web page, or HEADLESS=1 USERS=20 SPAWN_RATE=10 TIME=30
+	@$(PYTHON_VENV) -m workload traffic
+
+.PHONY: verify
+verify: setup ## Prove that every acknowledged write is in the database
+	@$(PYTHON_VENV) -m workload verify
+
+.PHONY: image
+image: ## Build a stand-in for the image postgres:16 where no registry can be reached
+	@scripts/build-image
+
+.PHONY: test
+test: setup-dev ## Run all tests that this machine can run (ARGS= for pytest)
+	@$(PYTHON_VENV) -m pytest $(ARGS)
+
+.PHONY: lint
+lint: setup-dev ## Check style and types
+	@scripts/lint
+
+.PHONY: bench
+bench: setup-dev ## Measure, print each figure beside its goal, write bench.json
+	@$(PYTHON_VENV) -m bench
+
+.PHONY: teardown
+teardown: setup ## Remove all that this lab made, in any state, and nothing else
+	@$(PLAYBOOK) playbooks/teardown.yml

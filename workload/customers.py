@@ -1,0 +1,342 @@
+"""A customer as a Locust user: one connection, one statement an operation, a ledger of writes."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+from uuid import UUID
+
+import gevent
+from locust import User, task
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
+
+from workload.errors import LabError
+from workload.lab import Lab
+from workload.ledger import Kind, Ledger, Mark
+from workload.topology import Topology
+
+#: Seconds until a customer gives up on an operation. TCP cannot see a link that went silent.
+OPERATION_TIMEOUT_S = 5.0
+CONNECT_OPTIONS: dict[str, Any] = {
+    "sslmode": "disable",
+    "connect_timeout": 3,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+}
+#: Seconds between attempts to reconnect, doubled each time.
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 2.0
+
+SIGN_UP = "INSERT INTO customer (id, email) VALUES (%s, %s)"
+BUY = "INSERT INTO purchase (id, customer_id, amount) VALUES (%s, %s, %s)"
+LOOK = (
+    "SELECT count(*), coalesce(sum(amount), 0), coalesce(bool_or(id = %s), false)"
+    " FROM purchase WHERE customer_id = %s"
+)
+
+# psycopg waits in C, holding up every customer of the process, unless it finds the sockets patched
+# when it is imported.
+if psycopg.waiting.wait is psycopg.waiting.wait_c:
+    raise ImportError("import locust before psycopg, or one slow query stops every customer")
+
+
+class HubConnection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that waits on gevent's loop itself.
+
+    psycopg would wait by select.poll, which gevent emulates with a fresh set of watchers on each
+    call: a sixth to a quarter of a client's whole CPU time.
+    """
+
+    def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Run a libpq conversation to its end, leaving the process to others meanwhile."""
+        if timeout is not None:
+            return super().wait(gen, interval, timeout)
+        hub = gevent.get_hub()
+        watchers: dict[int, Any] = {}
+        try:
+            wanted = next(gen)
+            while True:
+                watcher = watchers.get(wanted)
+                if watcher is None:
+                    # psycopg's flags are libev's: 1 to read, 2 to write.
+                    watcher = watchers[wanted] = hub.loop.io(self.pgconn.socket, int(wanted))
+                hub.wait(watcher)
+                wanted = gen.send(wanted)
+        except StopIteration as end:
+            return end.value
+        finally:
+            for watcher in watchers.values():
+                watcher.close()
+
+
+class DatabaseError(Exception):
+    """An error by its kind, so that Locust counts one row for each and not one for each id."""
+
+    def __init__(self, error: BaseException) -> None:
+        """Name the kind of an error."""
+        state = getattr(error, "sqlstate", None)
+        text = " ".join(str(error).split())
+        known = (
+            "refused", "starting up", "shutting down", "timeout expired", "timed out",
+            "closed the connection", "reset by peer", "socket closed", "terminating connection",
+        )  # fmt: skip
+        what = next((words for words in known if words in text), text[:60] if state else "")
+        if isinstance(error, gevent.Timeout):
+            what = f"no answer in {OPERATION_TIMEOUT_S:g} s"
+        super().__init__(" ".join(part for part in (type(error).__name__, state, what) if part))
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by kind."""
+        return isinstance(other, DatabaseError) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        """Hash by kind."""
+        return hash(str(self))
+
+
+@dataclass
+class Market:
+    """What the customers of one process share."""
+
+    lab: Lab
+    seed: int = 0
+    think_time_s: float = 1.0
+    stale_reads: dict[tuple[str, str], int] = field(default_factory=dict)
+    last_ack: dict[str, float] = field(default_factory=dict)
+    longest_gap_s: dict[str, float] = field(default_factory=dict)
+    spawned: int = 0
+    _ledger: Ledger | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, opened when first written: a forked worker must not share its file."""
+        if self._ledger is None:
+            self._ledger = Ledger(Path(self.lab.home) / "ledger")
+        return self._ledger
+
+    def note_ack(self, region: str) -> None:
+        """Note that a region's write was acknowledged, and how long the one before it is past."""
+        now = time.monotonic()
+        gap = now - self.last_ack.get(region, now)
+        self.last_ack[region] = now
+        if gap > self.longest_gap_s.get(region, 0):
+            self.longest_gap_s[region] = gap
+
+
+class Customer(User):
+    """Signs up once, then about once a second buys something or looks at their purchases.
+
+    Outlives every database error: the connection is dropped and made again with a growing pause,
+    and each attempt is counted once.
+    """
+
+    abstract = True
+    _state: str | None
+    region: ClassVar[str]
+    market: ClassVar[Market]
+
+    def on_start(self) -> None:
+        """Start unconnected: a server that is away must not end the customer."""
+        market = self.market
+        market.spawned += 1
+        self.random = random.Random(f"{market.seed}/{self.region}/{market.spawned}")
+        self.connection: HubConnection | None = None
+        self.cursor: psycopg.Cursor[tuple[Any, ...]] | None = None
+        self.backoff_s = 0.0
+        self.not_before = 0.0
+        self.customer_id: UUID | None = None
+        self.last_purchase: UUID | None = None
+        self.node = ""
+        self.doubtful_commit = False
+
+    def on_stop(self) -> None:
+        """Leave in peace."""
+        self.drop()
+
+    def wait_time(self) -> float:
+        """Return the seconds until the next operation: the think time, give or take a half."""
+        return self.random.uniform(0.5, 1.5) * self.market.think_time_s
+
+    def stop(self, force: bool = False) -> bool:
+        """Let a customer finish what they are at.
+
+        Locust kills a user that waits at once; the kill is delivered late, inside the next query,
+        which may then commit without being counted.
+        """
+        if force or self._state is None:
+            return bool(super().stop(force))
+        self._state = "stopping"
+        return False
+
+    # -- operations ----------------------------------------------------------------------------
+
+    @task
+    def trade(self) -> None:
+        """Do one thing."""
+        if self.customer_id is None:
+            self.sign_up()
+        elif self.random.random() < 0.5:
+            self.buy()
+        else:
+            self.look()
+
+    def sign_up(self) -> None:
+        """Become a customer; one whose sign-up is in doubt signs up anew."""
+        key = self.new_id()
+        email = f"{self.region}_{key.hex[:12]}@example.com"
+        if self.write("sign up", "c", key, SIGN_UP, (key, email)):
+            self.customer_id = key
+
+    def buy(self) -> None:
+        """Make a purchase of 0 to 100."""
+        key = self.new_id()
+        amount = self.random.randint(0, 10_000) / 100
+        if self.write("buy", "p", key, BUY, (key, self.customer_id, amount)):
+            self.last_purchase = key
+
+    def look(self) -> None:
+        """Look at one's purchases; a look that misses one's own last purchase is stale."""
+        row = self.operate("look", LOOK, (self.last_purchase, self.customer_id))
+        if row is not None and self.last_purchase is not None and not row[2]:
+            stale = self.market.stale_reads
+            stale[self.region, "look"] = stale.get((self.region, "look"), 0) + 1
+
+    def new_id(self) -> UUID:
+        """Return a fresh id; not from the seed, or a second run would repeat the first one's."""
+        return UUID(bytes=random.SystemRandom().randbytes(16), version=4)
+
+    # -- the machinery -------------------------------------------------------------------------
+
+    def write(self, name: str, kind: Kind, key: UUID, statement: str, values: Any) -> bool:
+        """Run one statement that writes, with its lines in the ledger; return whether it counts."""
+        if not self.is_connected(name):
+            return False
+        ledger = self.market.ledger
+        ledger.write("I", kind, key)
+        mark: Mark = "U"
+        try:
+            mark = self._run(name, statement, values)[0]
+        finally:
+            # A kill of the greenlet passes through here too, and leaves the write unknown.
+            ledger.write(mark, kind, key)
+        if mark == "A":
+            self.market.note_ack(self.region)
+        return mark == "A"
+
+    def operate(self, name: str, statement: str, values: Any) -> tuple[Any, ...] | None:
+        """Run one statement that reads; return its row, or None where it failed."""
+        return self._run(name, statement, values)[1] if self.is_connected(name) else None
+
+    def _run(self, name: str, statement: str, values: Any) -> tuple[Mark, tuple[Any, ...] | None]:
+        assert self.connection is not None
+        assert self.cursor is not None
+        self.doubtful_commit = False
+        error: BaseException | None = None
+        mark: Mark = "U"
+        row = None
+        timeout = gevent.Timeout.start_new(OPERATION_TIMEOUT_S)
+        started = time.perf_counter()
+        try:
+            self.cursor.execute(statement, values)
+            if self.cursor.description:
+                row = self.cursor.fetchone()
+            mark = "U" if self.doubtful_commit else "A"
+        except psycopg.Error as caught:
+            error = caught
+            if _is_refusal(caught.sqlstate):
+                mark = "F"
+        except gevent.Timeout as caught:
+            if caught is not timeout:
+                raise
+            error = caught
+        finally:
+            timeout.close()
+            if error is not None or mark != "A":
+                connection = self.connection
+                if connection.closed or connection.pgconn.transaction_status != _IDLE:
+                    self.drop()
+        self.record(name, started, error)
+        return mark, row
+
+    def is_connected(self, name: str) -> bool:
+        """Connect where needed; a failed attempt is one failure of the operation it was for."""
+        if self.connection is not None:
+            return True
+        gevent.sleep(max(0.0, self.not_before - time.monotonic()))
+        started = time.perf_counter()
+        try:
+            topology = Topology.load(self.market.lab)
+            region = next(r for r in topology.regions if r.name == self.region)
+            self.node = region.node
+            self.connection = HubConnection.connect(
+                topology.customers_login(region).conninfo(),
+                autocommit=True,
+                prepare_threshold=0,
+                **CONNECT_OPTIONS,
+            )
+        except (psycopg.Error, LabError, StopIteration) as error:
+            self.backoff_s = min(LONGEST_BACKOFF_S, self.backoff_s * 2 or FIRST_BACKOFF_S)
+            self.not_before = time.monotonic() + self.backoff_s * self.random.uniform(0.5, 1)
+            self.record(name, started, error)
+            return False
+        self.connection.add_notice_handler(self.on_notice)
+        self.cursor = self.connection.cursor()
+        self.backoff_s = 0.0
+        self.record("connect", started, None)
+        return True
+
+    def on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Hear the warning by which PostgreSQL acknowledges a commit that no standby has."""
+        if "synchronous replication" in (notice.message_primary or ""):
+            self.doubtful_commit = True
+
+    def drop(self) -> None:
+        """Close the connection, whatever state it is in."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = self.cursor = None
+
+    def record(self, name: str, started: float, error: BaseException | None) -> None:
+        """Report one request to Locust: milliseconds, and the kind of error."""
+        self.environment.events.request.fire(
+            request_type=self.node,
+            name=f"{self.region}: {name}",
+            response_time=(time.perf_counter() - started) * 1e3,
+            response_length=0,
+            context={},
+            exception=DatabaseError(error) if error is not None else None,
+        )
+
+
+_IDLE = TransactionStatus.IDLE
+
+
+def _is_refusal(sqlstate: str | None) -> bool:
+    """Tell whether the server said no, so that the write is surely absent.
+
+    Not so where the connection broke (08), the server was stopped (57), or it says itself that the
+    completion is unknown (40003).
+    """
+    return bool(sqlstate) and sqlstate[:2] not in ("08", "57") and sqlstate != "40003"  # type: ignore[index]
+
+
+def population(region: str, market: Market) -> type[Customer]:
+    """Return the user class of one region's customers."""
+    name = f"{region.capitalize()}Customer"
+    return type(
+        name,
+        (Customer,),
+        {
+            "region": region,
+            "market": market,
+            "abstract": False,
+            "host": "the lab",
+            "__module__": __name__,
+        },
+    )

@@ -1,0 +1,49 @@
+"""The customers' own record of their writes, kept outside every database under test.
+
+One line a step: mark, kind, id, microseconds since the epoch. A write has a line I (intent) before
+it is sent, and one of A (acknowledged), F (refused) or U (unknown: the connection broke, so it may
+be there or not) after it. An intent without a second line is unknown too.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+Mark = Literal["I", "A", "F", "U"]
+Kind = Literal["c", "p"]
+#: What the kinds stand for, and the tables they are in.
+KINDS: dict[Kind, str] = {"c": "customer", "p": "purchase"}
+
+
+class Ledger:
+    """Appends to one file a process, unbuffered: what was acknowledged survives a kill -9."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a new file in a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{time.time_ns() // 1_000_000}-{os.getpid()}.txt"
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, mark: Mark, kind: Kind, key: UUID) -> None:
+        """Append one line."""
+        os.write(self._fd, f"{mark} {kind} {key} {time.time_ns() // 1000}\n".encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def read(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (mark, kind, id) of every whole line of every file in a folder, in no set order."""
+    for path in sorted(folder.glob("*.txt")):
+        with path.open() as file:
+            for line in file:
+                # A traffic run may be writing its last line just now.
+                if line.endswith("\n"):
+                    mark, kind, key, _ = line.split()
+                    yield mark, kind, key

@@ -1,0 +1,123 @@
+"""The Locust file: a class of customers for each region that trades in the lab's phase."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+import gevent
+import locust.stats
+from locust import events
+
+from rich.console import Console
+
+from workload import experience
+from workload.customers import Customer, Market, population
+from workload.errors import LabError
+from workload.lab import Lab
+from workload.topology import Topology
+
+#: Seconds between two lines of progress without the web page.
+PROGRESS_S = 5
+LAG_SAMPLE_S = 0.05
+
+
+def three_digits(response_time: float) -> float:
+    """Return a time's bucket: Locust's own are whole milliseconds, too coarse for a query."""
+    if response_time < 10:
+        return round(response_time, 2)
+    return round(response_time, 1) if response_time < 100 else float(round(response_time))
+
+
+locust.stats.bucket_response_time = three_digits
+locust.stats.PERCENTILES_TO_STATISTICS = [0.5, 0.95, 0.99]
+
+try:
+    topology = Topology.load(Lab.from_environment())
+except LabError as error:
+    sys.exit(f"traffic: {error}")
+market = Market(topology.lab)
+lag_ms: list[float] = []
+
+
+def _classes() -> dict[str, type[Customer]]:
+    found = (population(region.name, market) for region in topology.regions)
+    return {customers.__name__: customers for customers in found}
+
+
+globals().update(_classes())
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: Any) -> None:
+    """Add the lab's own options to the command line and the web form."""
+    parser.add_argument(
+        "--think-time", type=float, default=1.0, env_var="LAB_THINK_TIME",
+        help="Seconds between a customer's operations, on average",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, env_var="LAB_SEED",
+        help="Seed of what the customers choose; the same seed makes the same choices",
+    )  # fmt: skip
+
+
+@events.init.add_listener
+def hush(environment: Any, **_: Any) -> None:
+    """Keep Locust's tables off the terminal: they are 160 columns wide, finish() prints 80."""
+    logging.getLogger("locust.stats_logger").setLevel(logging.WARNING)
+
+
+@events.test_start.add_listener
+def begin(environment: Any, **_: Any) -> None:
+    """Take over the options, and watch how late this process itself is."""
+    options = environment.parsed_options
+    market.think_time_s, market.seed = options.think_time, options.seed
+    market.stale_reads.clear()
+    market.last_ack.clear()
+    market.longest_gap_s.clear()
+    lag_ms.clear()
+    gevent.spawn(_watch_lag, environment.runner)
+    if options.headless:
+        gevent.spawn(_tell_progress, environment)
+
+
+def _watch_lag(runner: Any) -> None:
+    while runner.state not in ("stopped", "stopping", "cleanup"):
+        started = time.perf_counter()
+        gevent.sleep(LAG_SAMPLE_S)
+        lag_ms.append((time.perf_counter() - started - LAG_SAMPLE_S) * 1e3)
+
+
+def _tell_progress(environment: Any) -> None:
+    started = time.monotonic()
+    while environment.runner.state not in ("stopped", "stopping", "cleanup"):
+        gevent.sleep(PROGRESS_S)
+        total = environment.stats.total
+        print(
+            f"  {time.monotonic() - started:4.0f} s  {environment.runner.user_count} customers,"
+            f" {total.num_requests:,} requests, {total.num_failures:,} failed",
+            flush=True,
+        )
+
+
+@events.quitting.add_listener
+def finish(environment: Any, **_: Any) -> None:
+    """Write experience.json and print it with the longest silence of each region."""
+    if not environment.stats.entries:
+        return
+    phase = Topology.load(topology.lab).phase
+    rows = experience.collect(phase, environment.stats.entries.values(), market.stale_reads)
+    experience.save(topology.lab, rows)
+    console = Console()
+    experience.show(rows, console)
+    for region, gap in sorted(market.longest_gap_s.items()):
+        console.print(
+            f"Longest time without an acknowledged write in {region}: {gap * 1e3:,.0f} ms."
+        )
+    if lag_ms:
+        late = sorted(lag_ms)[int(len(lag_ms) * 0.95)]
+        console.print(f"The measuring process itself was late by {late:.1f} ms (p95).")
+    for failure in environment.stats.errors.values():
+        console.print(f"Failed {failure.occurrences:,} x {failure.name}: {failure.error}")
