@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import gevent
 from locust import User, task
@@ -209,7 +209,7 @@ class Customer(User):
 
     def new_id(self) -> UUID:
         """Return a fresh id; not from the seed, or a second run would repeat the first one's."""
-        return UUID(bytes=random.SystemRandom().randbytes(16), version=4)
+        return uuid4()
 
     # -- the machinery -------------------------------------------------------------------------
 

@@ -49,12 +49,16 @@ class Lab:
         name = environ.get("LAB_NAME") or DEFAULT_NAME
         suffix = "" if name == DEFAULT_NAME else f"-{name}"
         home = environ.get("LAB_HOME") or CHECKOUT / f".lab{suffix}"
-        return cls(name, Path(home).absolute())
+        return cls(name, Path(home).expanduser().absolute())
 
     @property
     def labels(self) -> dict[str, str]:
         """The labels that say whose a Docker object is."""
         return {LABEL_NAME: self.name, LABEL_HOME: str(self.home)}
+
+    def node_labels(self, node: str) -> dict[str, str]:
+        """Return the labels of a node's container and volume."""
+        return {**self.labels, LABEL_NODE: node}
 
     @property
     def topology_file(self) -> Path:
@@ -65,6 +69,10 @@ class Lab:
         """Return the folder of an embedded node."""
         return self.home / "nodes" / node
 
+    def secret_file(self, name: str) -> Path:
+        """Return the file that holds a generated password."""
+        return self.home / "secrets" / name
+
     def read_state(self) -> dict[str, Any]:
         """Return lab.json ({name, runtime}), or {} where no lab was begun here."""
         return read_json(self.home / "lab.json")
@@ -73,6 +81,18 @@ class Lab:
         """Return the phase that topology.json says was reached, or None."""
         phase = read_json(self.topology_file).get("phase")
         return None if phase is None else str(phase)
+
+
+def home_path(text: str) -> Path:
+    """Return a state folder as every label and message names it: whole, without a last slash.
+
+    Raises LabError for a relative one: Ansible's modules do not run in the folder that the person
+    who set it is in.
+    """
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise LabError(f"state folder '{text}' is a relative path: set LAB_HOME to a whole one")
+    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:

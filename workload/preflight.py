@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import psutil
 
 from workload.errors import LabError
-from workload.lab import Lab
+from workload.lab import Lab, write_atomically
 from workload.runtime import embedded
 from workload.runtime.docker import Engine, Image
 from workload.runtime.embedded import EmbeddedServer
@@ -27,6 +28,8 @@ class Node:
     """A node as the inventory describes it."""
 
     name: str
+    region: str
+    host: str
     port: int
     container: str
     volume: str
@@ -65,6 +68,18 @@ def examine(
             check_port(node)
     existing = [node.name for node in nodes if _exists(lab, node, engine)]
     return asdict(Machine(**machine, phase=lab.read_phase(), existing=existing))
+
+
+def begin(lab: Lab, runtime: str, secrets: list[str], dry_run: bool) -> bool:
+    """Record the lab's name and runtime and generate missing passwords; return whether any was."""
+    begun = {"name": lab.name, "runtime": runtime}
+    missing = [name for name in secrets if not lab.secret_file(name).exists()]
+    changed = lab.read_state() != begun or bool(missing)
+    if changed and not dry_run:
+        write_atomically(lab.home / "lab.json", json.dumps(begun) + "\n")
+        for name in missing:
+            write_atomically(lab.secret_file(name), token_urlsafe(24), mode=0o600)
+    return changed
 
 
 def check_home(lab: Lab) -> None:
@@ -168,8 +183,3 @@ def _listener(port: int) -> str:
             ):
                 return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
     return "a process that this user may not look at" if os.geteuid() else "an unknown process"
-
-
-def absolute(home: str) -> Path:
-    """Return a state folder as an absolute path, as every label and message names it."""
-    return Path(home).expanduser().absolute()

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from workload.errors import LabError
 from workload.lab import Lab, read_json
 from workload.sql import Login
+
+
+def build(
+    phase: str,
+    runtime: str,
+    dbname: str,
+    customers: Mapping[str, str],
+    regions: Mapping[str, Any],
+    nodes: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the content of topology.json.
+
+    nodes: [{name, region, host, port}]; regions: {name: {countries}}. A region's customers go to
+    the first node of their own region, else to the first of all.
+    """
+    homes: dict[str, Mapping[str, Any]] = {}
+    for node in nodes:
+        homes.setdefault(node["region"], node)
+    found = {}
+    for region, entry in regions.items():
+        home = homes.get(region, nodes[0])
+        found[region] = {
+            "countries": list(entry["countries"]),
+            "node": home["name"],
+            "host": home["host"],
+            "port": home["port"],
+        }
+    return {
+        "phase": phase,
+        "runtime": runtime,
+        "dbname": dbname,
+        "customers": dict(customers),
+        "nodes": {
+            node["name"]: {key: node[key] for key in ("region", "host", "port")} for node in nodes
+        },
+        "regions": found,
+    }
 
 
 @dataclass(frozen=True)
@@ -55,9 +93,9 @@ class Topology:
                     Region(name, tuple(r["countries"]), r["node"], r["host"], int(r["port"]))
                     for name, r in found["regions"].items()
                 ),
-                nodes=found["nodes"],
+                nodes=dict(found["nodes"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LabError(
                 f"{lab.topology_file} is not as the playbooks write it ({error!r}): run the"
                 " playbook of the phase again"

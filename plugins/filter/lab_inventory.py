@@ -1,4 +1,4 @@
-"""Filters: what is wrong with an inventory, and what the modules need to know of it.
+"""Filters: what is wrong with an inventory, and what the actions need to know of it.
 
 Each *_problems filter returns a list of one-line sentences, empty where all is well.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,9 @@ def region_problems(regions: Mapping[str, Any]) -> list[str]:
             problems.append(
                 f"region '{region}' has an unknown key '{key}': use {', '.join(REGION_KEYS)}"
             )
+        if not isinstance(entry["countries"], Sequence) or isinstance(entry["countries"], str):
+            problems.append(f"region '{region}' in lab_regions: countries must be a list")
+            continue
         for country in entry["countries"]:
             if not isinstance(country, str):
                 problems.append(
@@ -137,10 +140,12 @@ def password_problems(password: str, address: str) -> list[str]:
 
 
 def nodes(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the modules need to know of each node: name, port, container, volume."""
+    """Return what the actions need to know of each node."""
     return [
         {
             "name": host["inventory_hostname"],
+            "region": host["node_region"],
+            "host": host["node_host"],
             "port": host["node_port"],
             "container": host["node_volume"],
             "volume": host["node_volume"],

@@ -8,6 +8,8 @@ import hmac
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from workload.lab import Lab, home_path
+
 SCRAM_ITERATIONS = 4096
 
 
@@ -32,12 +34,18 @@ def scram_verifier(password: str, role: str) -> str:
     return f"SCRAM-SHA-256${SCRAM_ITERATIONS}:{b64[0]}${b64[1]}:{b64[2]}"
 
 
+def node_labels(node: str, lab_name: str, lab_home: str) -> dict[str, str]:
+    """Return the labels by which a node's container and volume are known as this lab's."""
+    return Lab(lab_name, home_path(lab_home)).node_labels(node)
+
+
 class FilterModule:
     """The filters by the names that playbooks use."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters."""
         return {
+            "lab_node_labels": node_labels,
             "lab_scram_verifier": scram_verifier,
             "lab_server_arguments": server_arguments,
         }

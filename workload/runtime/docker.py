@@ -11,7 +11,7 @@ import docker.errors
 import requests
 
 from workload.errors import LabError
-from workload.lab import LABEL_HOME, LABEL_NAME, LABEL_NODE, Lab
+from workload.lab import LABEL_HOME, LABEL_NAME, Lab
 
 #: An engine on this machine answers in milliseconds; a stale DOCKER_HOST never does.
 ENGINE_TIMEOUT_S = 20
@@ -125,11 +125,6 @@ def owner(labels: dict[str, str]) -> str:
     if LABEL_HOME in labels:
         return f"the lab '{labels.get(LABEL_NAME)}' in {labels[LABEL_HOME]}"
     return "something that is no lab"
-
-
-def node_labels(lab: Lab, node: str) -> dict[str, str]:
-    """Return the labels of a node's container and volume."""
-    return {**lab.labels, LABEL_NODE: node}
 
 
 def reason(error: Exception) -> str:

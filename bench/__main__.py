@@ -1,0 +1,35 @@
+"""Run all measurements: python -m bench [part ...]."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+
+from bench import populations, provisioning, rows
+from workload.lab import Lab
+
+PARTS: dict[str, Callable[[], Iterator[rows.Row]]] = {
+    "provisioning": provisioning.rows,
+    "populations": populations.rows,
+}
+
+
+def main() -> int:
+    """Measure, print, write bench.json; return 1 where a goal is missed."""
+    asked = sys.argv[1:] or list(PARTS)
+    if unknown := [name for name in asked if name not in PARTS]:
+        sys.exit(f"bench: no part '{unknown[0]}': use {', '.join(PARTS)}")
+    console = Console()
+    found: list[rows.Row] = []
+    for name in asked:
+        console.print(f"{name} ...")
+        found += PARTS[name]()
+    rows.show(found, console)
+    rows.save(Lab.from_environment(), found)
+    return 0 if all(row.holds for row in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

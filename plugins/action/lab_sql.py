@@ -1,0 +1,70 @@
+"""Action: run idempotent SQL scripts on a node.
+
+Waits until the node takes a login, then runs each script in a transaction of its own. Reports a
+change exactly where a script wrote something (its transaction got an id), which the community
+modules cannot tell for anything but plain DML; so a script must write only what is not yet as it
+wants it. A dry run rolls back, and takes a node that does not answer for one that is still to
+come. Returns changed_scripts and server_version (as server_version_num).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from workload.control import LabAction
+from workload.errors import LabError, WrongPasswordError
+from workload.sql import Login, apply, connect
+
+
+class ActionModule(LabAction):
+    """The action."""
+
+    ARGUMENTS: ClassVar[dict[str, Any]] = {
+        "login": {
+            "type": "dict",
+            "required": True,
+            "options": {
+                "host": {"type": "str", "required": True},
+                "port": {"type": "int", "required": True},
+                "user": {"type": "str", "required": True},
+                "password": {"type": "str", "required": True, "no_log": True},
+                "dbname": {"type": "str", "default": "postgres"},
+            },
+        },
+        "scripts": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                # How errors name the script.
+                "name": {"type": "str", "required": True},
+                "text": {"type": "str", "required": True},
+            },
+        },
+        # The oldest PostgreSQL major that will do.
+        "minimum_version": {"type": "int", "default": 15},
+        "timeout_s": {"type": "int", "default": 60},
+    }
+
+    def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
+        """Log in and run the scripts."""
+        login = Login(**arguments["login"])
+        scripts = [dict(script) for script in arguments["scripts"]]
+        try:
+            connection = connect(login, 0 if dry_run else arguments["timeout_s"])
+        except WrongPasswordError:
+            raise
+        except LabError:
+            if not dry_run:
+                raise
+            names = [script["name"] for script in scripts]
+            return {"changed": bool(names), "changed_scripts": names, "server_version": 0}
+        with connection:
+            version = connection.info.server_version
+            if version // 10_000 < arguments["minimum_version"]:
+                raise LabError(
+                    f"{login.where} runs PostgreSQL {version // 10_000}: the lab needs"
+                    f" {arguments['minimum_version']} or newer"
+                )
+            changed = apply(connection, scripts, dry_run)
+        return {"changed": bool(changed), "changed_scripts": changed, "server_version": version}

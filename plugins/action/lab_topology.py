@@ -1,0 +1,46 @@
+"""Action: write topology.json, by which the populations find their node.
+
+The last step of a phase, so that the file never promises what is not there yet. Written
+atomically: the populations read it while it is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from workload.control import LabAction
+from workload.lab import Lab, home_path, read_json, write_atomically
+from workload.topology import build
+
+
+class ActionModule(LabAction):
+    """The action."""
+
+    ARGUMENTS: ClassVar[dict[str, Any]] = {
+        "name": {"type": "str", "required": True},
+        "home": {"type": "str", "required": True},
+        "phase": {"type": "str", "required": True},
+        "runtime": {"type": "str", "required": True},
+        "dbname": {"type": "str", "required": True},
+        "customers": {"type": "dict", "required": True},
+        "regions": {"type": "dict", "required": True},
+        # name, region, host and port of each.
+        "nodes": {"type": "list", "elements": "dict", "required": True},
+    }
+
+    def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
+        """Write the file where it differs."""
+        lab = Lab(arguments["name"], home_path(arguments["home"]))
+        wanted = build(
+            phase=arguments["phase"],
+            runtime=arguments["runtime"],
+            dbname=arguments["dbname"],
+            customers=arguments["customers"],
+            regions=arguments["regions"],
+            nodes=arguments["nodes"],
+        )
+        changed = read_json(lab.topology_file) != wanted
+        if changed and not dry_run:
+            write_atomically(lab.topology_file, json.dumps(wanted, indent=1) + "\n")
+        return {"changed": changed}
