@@ -21,6 +21,8 @@ from typing import Any
 from ansible import constants as C  # noqa: N812  (its customary name)
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback
 
+#: For a task with no_log; only the node's container has one.
+HIDDEN = "its output is hidden for the secret in it; -e node_secure_logging=false shows it"
 COLOURS = {"ok": C.COLOR_OK, "changed": C.COLOR_CHANGED, "failed": C.COLOR_ERROR}
 
 
@@ -87,7 +89,7 @@ class CallbackModule(DefaultCallback):
         if not self._terse:
             super().v2_runner_on_failed(result, ignore_errors)
             return
-        message = str(result.result.get("msg") or result.result.get("exception") or "no message")
+        message = str(result.result.get("msg") or HIDDEN)
         message = re.sub(r"^(Task|Action) failed: ", "", " ".join(message.split()))
         if ignore_errors or _is_rescued(result.task):
             self._line("retry", result)
