@@ -13,6 +13,19 @@ from ansible.plugins.action import ActionBase
 
 from workload.errors import LabError
 
+#: A node as the filter lab_nodes describes it.
+NODE: dict[str, Any] = {
+    "name": {"type": "str", "required": True},
+    "region": {"type": "str", "required": True},
+    "host": {"type": "str", "required": True},
+    "port": {"type": "int", "required": True},
+    "port_offset": {"type": "int", "required": True},
+    # The primary that it begins as a standby of, or "".
+    "follows": {"type": "str", "required": True},
+    "container": {"type": "str", "required": True},
+    "volume": {"type": "str", "required": True},
+}
+
 
 class LabAction(ActionBase):
     """Checks the arguments, does the work, and makes a LabError the task's one-line failure."""

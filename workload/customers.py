@@ -31,9 +31,10 @@ CONNECT_OPTIONS: dict[str, Any] = {
     "keepalives_count": 3,
 }
 #: Seconds between attempts to reconnect, doubled each time.
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 2.0
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 1.0
 
 SIGN_UP = "INSERT INTO customer (id, email) VALUES (%s, %s)"
+SIGN_UP_WITH_COUNTRY = "INSERT INTO customer (id, email, country) VALUES (%s, %s, %s)"
 BUY = "INSERT INTO purchase (id, customer_id, amount) VALUES (%s, %s, %s)"
 LOOK = (
     "SELECT count(*), coalesce(sum(amount), 0), coalesce(bool_or(id = %s), false)"
@@ -129,111 +130,58 @@ class Market:
             self.longest_gap_s[region] = gap
 
 
-class Customer(User):
-    """Signs up once, then about once a second buys something or looks at their purchases.
+class Session:
+    """One connection of a customer, made again with a growing pause whenever it breaks.
 
-    Outlives every database error: the connection is dropped and made again with a growing pause,
-    and each attempt is counted once.
+    Each operation is one event for Locust, whether it was answered, refused, or could not be sent
+    since there was no connection to be had; a connection made is an event of its own.
     """
 
-    abstract = True
-    _state: str | None
-    region: ClassVar[str]
-    market: ClassVar[Market]
-
-    def on_start(self) -> None:
-        """Start unconnected: a server that is away must not end the customer."""
-        market = self.market
-        market.spawned += 1
-        self.random = random.Random(f"{market.seed}/{self.region}/{market.spawned}")
+    def __init__(self, customer: Customer, target: str) -> None:
+        """Belong to a customer; target is libpq's target_session_attrs."""
+        self.customer = customer
+        self.target = target
         self.connection: HubConnection | None = None
         self.cursor: psycopg.Cursor[tuple[Any, ...]] | None = None
+        self.node = ""
         self.backoff_s = 0.0
         self.not_before = 0.0
-        self.customer_id: UUID | None = None
-        self.last_purchase: UUID | None = None
-        self.node = ""
         self.doubtful_commit = False
 
-    def on_stop(self) -> None:
-        """Leave in peace."""
-        self.drop()
-
-    def wait_time(self) -> float:
-        """Return the seconds until the next operation: the think time, give or take a half."""
-        return self.random.uniform(0.5, 1.5) * self.market.think_time_s
-
-    def stop(self, force: bool = False) -> bool:
-        """Let a customer finish what they are at.
-
-        Locust kills a user that waits at once; the kill is delivered late, inside the next query,
-        which may then commit without being counted.
-        """
-        if force or self._state is None:
-            return bool(super().stop(force))
-        self._state = "stopping"
-        return False
-
-    # -- operations ----------------------------------------------------------------------------
-
-    @task
-    def trade(self) -> None:
-        """Do one thing."""
-        if self.customer_id is None:
-            self.sign_up()
-        elif self.random.random() < 0.5:
-            self.buy()
-        else:
-            self.look()
-
-    def sign_up(self) -> None:
-        """Become a customer; one whose sign-up is in doubt signs up anew."""
-        key = self.new_id()
-        email = f"{self.region}_{key.hex[:12]}@example.com"
-        if self.write("sign up", "c", key, SIGN_UP, (key, email)):
-            self.customer_id = key
-
-    def buy(self) -> None:
-        """Make a purchase of 0 to 100."""
-        key = self.new_id()
-        amount = self.random.randint(0, 10_000) / 100
-        if self.write("buy", "p", key, BUY, (key, self.customer_id, amount)):
-            self.last_purchase = key
-
-    def look(self) -> None:
-        """Look at one's purchases; a look that misses one's own last purchase is stale."""
-        row = self.operate("look", LOOK, (self.last_purchase, self.customer_id))
-        if row is not None and self.last_purchase is not None and not row[2]:
-            stale = self.market.stale_reads
-            stale[self.region, "look"] = stale.get((self.region, "look"), 0) + 1
-
-    def new_id(self) -> UUID:
-        """Return a fresh id; not from the seed, or a second run would repeat the first one's."""
-        return uuid4()
-
-    # -- the machinery -------------------------------------------------------------------------
-
-    def write(self, name: str, kind: Kind, key: UUID, statement: str, values: Any) -> bool:
-        """Run one statement that writes, with its lines in the ledger; return whether it counts."""
-        if not self.is_connected(name):
-            return False
-        ledger = self.market.ledger
-        ledger.write("I", kind, key)
-        mark: Mark = "U"
+    def is_connected(self, name: str) -> bool:
+        """Connect where needed; a failed attempt is one failure of the operation it was for."""
+        if self.connection is not None:
+            return True
+        gevent.sleep(max(0.0, self.not_before - time.monotonic()))
+        started = time.perf_counter()
         try:
-            mark = self._run(name, statement, values)[0]
-        finally:
-            # A kill of the greenlet passes through here too, and leaves the write unknown.
-            ledger.write(mark, kind, key)
-        if mark == "A":
-            self.market.note_ack(self.region)
-        return mark == "A"
+            topology = Topology.load(self.customer.market.lab)
+            region = self.customer.place = topology.region(self.customer.region)
+            self.node = region.node
+            self.connection = HubConnection.connect(
+                topology.customers_login(region).conninfo(),
+                autocommit=True,
+                prepare_threshold=0,
+                target_session_attrs=self.target,
+                **CONNECT_OPTIONS,
+            )
+        except (psycopg.Error, LabError) as error:
+            self.backoff_s = min(LONGEST_BACKOFF_S, self.backoff_s * 2 or FIRST_BACKOFF_S)
+            pause = self.backoff_s * self.customer.random.uniform(0.5, 1)
+            self.not_before = time.monotonic() + pause
+            self.record(name, started, error)
+            return False
+        self.connection.add_notice_handler(self.on_notice)
+        self.cursor = self.connection.cursor()
+        self.node = region.node_at(self.connection.info.port)
+        self.backoff_s = 0.0
+        self.record("connect", started, None)
+        return True
 
-    def operate(self, name: str, statement: str, values: Any) -> tuple[Any, ...] | None:
-        """Run one statement that reads; return its row, or None where it failed."""
-        return self._run(name, statement, values)[1] if self.is_connected(name) else None
-
-    def _run(self, name: str, statement: str, values: Any) -> tuple[Mark, tuple[Any, ...] | None]:
+    def run(
+        self, name: str, statement: str, values: Any, prepare: bool = True
+    ) -> tuple[Mark, tuple[Any, ...] | None]:
+        """Run one statement on a connection that is there; return its outcome and its row."""
         assert self.connection is not None
         assert self.cursor is not None
         self.doubtful_commit = False
@@ -243,7 +191,7 @@ class Customer(User):
         timeout = gevent.Timeout.start_new(OPERATION_TIMEOUT_S)
         started = time.perf_counter()
         try:
-            self.cursor.execute(statement, values)
+            self.cursor.execute(statement, values, prepare=prepare)
             if self.cursor.description:
                 row = self.cursor.fetchone()
             mark = "U" if self.doubtful_commit else "A"
@@ -264,33 +212,6 @@ class Customer(User):
         self.record(name, started, error)
         return mark, row
 
-    def is_connected(self, name: str) -> bool:
-        """Connect where needed; a failed attempt is one failure of the operation it was for."""
-        if self.connection is not None:
-            return True
-        gevent.sleep(max(0.0, self.not_before - time.monotonic()))
-        started = time.perf_counter()
-        try:
-            topology = Topology.load(self.market.lab)
-            region = next(r for r in topology.regions if r.name == self.region)
-            self.node = region.node
-            self.connection = HubConnection.connect(
-                topology.customers_login(region).conninfo(),
-                autocommit=True,
-                prepare_threshold=0,
-                **CONNECT_OPTIONS,
-            )
-        except (psycopg.Error, LabError, StopIteration) as error:
-            self.backoff_s = min(LONGEST_BACKOFF_S, self.backoff_s * 2 or FIRST_BACKOFF_S)
-            self.not_before = time.monotonic() + self.backoff_s * self.random.uniform(0.5, 1)
-            self.record(name, started, error)
-            return False
-        self.connection.add_notice_handler(self.on_notice)
-        self.cursor = self.connection.cursor()
-        self.backoff_s = 0.0
-        self.record("connect", started, None)
-        return True
-
     def on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
         """Hear the warning by which PostgreSQL acknowledges a commit that no standby has."""
         if "synchronous replication" in (notice.message_primary or ""):
@@ -304,14 +225,116 @@ class Customer(User):
 
     def record(self, name: str, started: float, error: BaseException | None) -> None:
         """Report one request to Locust: milliseconds, and the kind of error."""
-        self.environment.events.request.fire(
+        self.customer.environment.events.request.fire(
             request_type=self.node,
-            name=f"{self.region}: {name}",
+            name=f"{self.customer.region}: {name}",
             response_time=(time.perf_counter() - started) * 1e3,
             response_length=0,
             context={},
             exception=DatabaseError(error) if error is not None else None,
         )
+
+
+class Customer(User):
+    """Signs up once, then about once a second buys something or looks at their purchases.
+
+    Outlives every database error. Writes go to the primary; where the region has a standby at
+    home, looks go to that.
+    """
+
+    abstract = True
+    _state: str | None
+    region: ClassVar[str]
+    market: ClassVar[Market]
+
+    def on_start(self) -> None:
+        """Start unconnected: a server that is away must not end the customer."""
+        market = self.market
+        market.spawned += 1
+        self.random = random.Random(f"{market.seed}/{self.region}/{market.spawned}")
+        self.place = Topology.load(market.lab).region(self.region)
+        self.writer = Session(self, "read-write")
+        self.reader = Session(self, "prefer-standby")
+        self.customer_id: UUID | None = None
+        self.last_purchase: UUID | None = None
+
+    def on_stop(self) -> None:
+        """Leave in peace."""
+        self.writer.drop()
+        self.reader.drop()
+
+    def wait_time(self) -> float:
+        """Return the seconds until the next operation: the think time, give or take a half."""
+        return self.random.uniform(0.5, 1.5) * self.market.think_time_s
+
+    def stop(self, force: bool = False) -> bool:
+        """Let a customer finish what they are at.
+
+        Locust kills a user that waits at once; the kill is delivered late, inside the next query,
+        which may then commit without being counted.
+        """
+        if force or self._state is None:
+            return bool(super().stop(force))
+        self._state = "stopping"
+        return False
+
+    @task
+    def trade(self) -> None:
+        """Do one thing."""
+        if self.customer_id is None:
+            self.sign_up()
+        elif self.random.random() < 0.5:
+            self.buy()
+        else:
+            self.look()
+
+    def sign_up(self) -> None:
+        """Become a customer; one whose sign-up is in doubt signs up anew."""
+        key = uuid4()
+        values: tuple[Any, ...] = (key, f"{self.region}_{key.hex[:12]}@example.com")
+        statement = SIGN_UP
+        if Topology.load(self.market.lab).has_reached("expand_world"):
+            statement = SIGN_UP_WITH_COUNTRY
+            values = (*values, self.random.choice(self.place.countries))
+        # Said once in a customer's life: preparing it would be a round trip for nothing.
+        if self.write("sign up", "c", key, statement, values, prepare=False):
+            self.customer_id = key
+
+    def buy(self) -> None:
+        """Make a purchase of 0 to 100."""
+        # Not from the seed: a second run would repeat the first one's ids.
+        key = uuid4()
+        amount = self.random.randint(0, 10_000) / 100
+        if self.write("buy", "p", key, BUY, (key, self.customer_id, amount)):
+            self.last_purchase = key
+
+    def look(self) -> None:
+        """Look at one's purchases; a look that misses one's own last purchase is stale."""
+        session = self.reader if self.place.reads == "standby" else self.writer
+        if not session.is_connected("look"):
+            return
+        row = session.run("look", LOOK, (self.last_purchase, self.customer_id))[1]
+        if row is not None and self.last_purchase is not None and not row[2]:
+            stale = self.market.stale_reads
+            stale[self.region, "look"] = stale.get((self.region, "look"), 0) + 1
+
+    def write(
+        self, name: str, kind: Kind, key: UUID, statement: str, values: Any, prepare: bool = True
+    ) -> bool:
+        """Run one statement that writes, with its lines in the ledger; return whether it counts."""
+        if not self.writer.is_connected(name):
+            return False
+        ledger = self.market.ledger
+        ledger.write("I", kind, key)
+        mark: Mark = "U"
+        try:
+            mark = self.writer.run(name, statement, values, prepare)[0]
+        finally:
+            # A kill of the greenlet passes through here too, and leaves the write unknown.
+            ledger.write(mark, kind, key)
+        if mark == "A":
+            self.market.note_ack(self.region)
+        return mark == "A"
 
 
 _IDLE = TransactionStatus.IDLE

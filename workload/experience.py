@@ -72,7 +72,11 @@ def load(lab: Lab) -> list[dict[str, Any]]:
 def show(rows: list[Experience], console: Console) -> None:
     """Print the rows as a table that fits 80 columns."""
     table = Table(
-        title="What the customers experienced (times in ms)", title_justify="left", box=SIMPLE_HEAD
+        title="What the customers experienced (times in ms)",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        # With Rich's own padding the longest phase, or ten thousand requests, would be cut short.
+        padding=(0, 0),
     )
     for column in ("phase", "region", "operation"):
         table.add_column(column)

@@ -77,6 +77,16 @@ class Lab:
         """Return lab.json ({name, runtime}), or {} where no lab was begun here."""
         return read_json(self.home / "lab.json")
 
+    def read_roles(self) -> dict[str, str]:
+        """Return each node's role, primary, standby or fenced, as topology.json says."""
+        nodes = read_json(self.topology_file).get("nodes", {})
+        return {name: str(node["role"]) for name, node in nodes.items()}
+
+    def read_primary(self) -> dict[str, Any]:
+        """Return the first primary in topology.json, {region, host, port, role}, or {}."""
+        nodes = read_json(self.topology_file).get("nodes", {})
+        return next((dict(node) for node in nodes.values() if node["role"] == "primary"), {})
+
     def read_phase(self) -> str | None:
         """Return the phase that topology.json says was reached, or None."""
         phase = read_json(self.topology_file).get("phase")
@@ -86,8 +96,8 @@ class Lab:
 def home_path(text: str) -> Path:
     """Return a state folder as every label and message names it: whole, without a last slash.
 
-    Raises LabError for a relative one: Ansible's modules do not run in the folder that the person
-    who set it is in.
+    Raises LabError for a relative one: Ansible looks such a path up below its playbooks, not in the
+    folder that the person who set it is in.
     """
     path = Path(text).expanduser()
     if not path.is_absolute():

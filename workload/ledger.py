@@ -38,6 +38,30 @@ class Ledger:
         os.close(self._fd)
 
 
+def last_acknowledgement(
+    folder: Path, since: float = 0, until: float = float("inf")
+) -> float | None:
+    """Return when a write was acknowledged last, in seconds since the epoch, or None.
+
+    With until, the last one up to then; with since, the first one from then on. Looks at the end
+    of each file only, which is minutes of traffic.
+    """
+    found: float | None = None
+    for path in folder.glob("*.txt"):
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 4_000_000))
+            for line in file.read().split(b"\n")[:-1]:
+                if not line.startswith(b"A "):
+                    continue
+                moment = int(line.rsplit(b" ", 1)[1]) / 1e6
+                if not since <= moment <= until:
+                    continue
+                if found is None or (moment < found if since else moment > found):
+                    found = moment
+    return found
+
+
 def read(folder: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (mark, kind, id) of every whole line of every file in a folder, in no set order."""
     for path in sorted(folder.glob("*.txt")):

@@ -31,6 +31,8 @@ class Node:
     region: str
     host: str
     port: int
+    port_offset: int
+    follows: str
     container: str
     volume: str
 
@@ -45,6 +47,10 @@ class Machine:
     image_present: bool
     bin_dir: str
     phase: str | None
+    #: Each node's role, primary, standby or fenced, as far as the lab has come.
+    roles: dict[str, str]
+    #: host and port of the first region's primary; empty before there is one.
+    primary: dict[str, Any]
     #: Nodes that stand already, whether or not their server runs now.
     existing: list[str]
 
@@ -66,8 +72,38 @@ def examine(
             engine.check_ownership(lab, node.container, node.volume)
         if not _is_listening(lab, node, engine):
             check_port(node)
-    existing = [node.name for node in nodes if _exists(lab, node, engine)]
-    return asdict(Machine(**machine, phase=lab.read_phase(), existing=existing))
+    return asdict(
+        Machine(
+            **machine,
+            phase=lab.read_phase(),
+            roles=lab.read_roles(),
+            primary=lab.read_primary(),
+            existing=[node.name for node in nodes if _exists(lab, node, engine)],
+        )
+    )
+
+
+def check_road(lab: Lab, phases: list[str], builds: str, needs: str, allows_fenced: bool) -> bool:
+    """Return whether the lab is past the phase that a playbook builds, so that it has no work.
+
+    builds and needs are phases, or "" for a drill and for the first. Raises LabError where the
+    phase that it needs is not reached, or where it would start a node that a fail-over fenced.
+    """
+    phase = lab.read_phase()
+    reached = -1 if phase is None else phases.index(phase)
+    if needs and reached < phases.index(needs):
+        raise LabError(
+            f"the lab is in phase {phase or '(none)'}, and this builds on {needs}: play"
+            f" playbooks/{phases[reached + 1]}.yml first"
+        )
+    if builds and reached > phases.index(builds):
+        return True
+    fenced = [name for name, role in lab.read_roles().items() if role == "fenced"]
+    if fenced and not allows_fenced:
+        raise LabError(
+            f"node {fenced[0]} is fenced since a fail-over: play playbooks/rejoin.yml first"
+        )
+    return False
 
 
 def begin(lab: Lab, runtime: str, secrets: list[str], dry_run: bool) -> bool:

@@ -15,10 +15,10 @@ from workload.errors import LabError, WrongPasswordError
 
 @dataclass(frozen=True)
 class Login:
-    """Where and as whom to connect."""
+    """Where and as whom to connect; host and port may be lists, as libpq takes them."""
 
     host: str
-    port: int
+    port: int | str
     user: str
     password: str
     dbname: str = "postgres"
@@ -69,30 +69,47 @@ def apply(
     connection: psycopg.Connection[tuple[object, ...]],
     scripts: Sequence[Mapping[str, str]],
     dry_run: bool = False,
+    lock_timeout_ms: int = 0,
+    timeout_s: float = 60,
 ) -> list[str]:
     """Run scripts ({name, text}) in a transaction each; return the names of those that changed.
 
     A script changed something exactly where its transaction was given a transaction id: PostgreSQL
     assigns one on the first write, and CREATE ... IF NOT EXISTS on a thing that exists writes
     nothing. A dry run rolls all of them back together, since a later script may need an earlier
-    one. Raises LabError with the script's name and the server's message.
+    one.
+
+    With lock_timeout_ms a script gives up waiting for a lock after that time, since everyone who
+    comes after it waits behind it, and tries again until timeout_s. Raises LabError with the
+    script's name and the server's message.
     """
     changed = []
     connection.autocommit = True
     outer = connection.transaction(force_rollback=True) if dry_run else contextlib.nullcontext()
     with outer:
+        connection.execute(f"SET lock_timeout = {int(lock_timeout_ms)}")
         for script in scripts:
-            try:
-                with connection.transaction():
-                    connection.execute(script["text"].encode())
-                    row = connection.execute(
-                        "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
-                    ).fetchone()
-                    if row and row[0]:
+            deadline = time.monotonic() + (timeout_s if lock_timeout_ms and not dry_run else 0)
+            while True:
+                try:
+                    if _run(connection, script["text"]):
                         changed.append(script["name"])
-            except psycopg.Error as error:
-                raise LabError(f"{script['name']}: {describe(error)}") from None
+                    break
+                except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
+                    if time.monotonic() > deadline:
+                        raise LabError(f"{script['name']}: {describe(error)}") from None
+                    # Let those through who queued behind the attempt.
+                    time.sleep(0.05)
+                except psycopg.Error as error:
+                    raise LabError(f"{script['name']}: {describe(error)}") from None
     return changed
+
+
+def _run(connection: psycopg.Connection[tuple[object, ...]], text: str) -> bool:
+    with connection.transaction():
+        connection.execute(text.encode())
+        row = connection.execute("SELECT pg_current_xact_id_if_assigned() IS NOT NULL").fetchone()
+        return bool(row and row[0])
 
 
 def describe(error: psycopg.Error) -> str:

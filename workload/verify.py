@@ -65,9 +65,8 @@ def verify(topology: Topology, password: str) -> list[Verdict]:
     The ledger is read before the tables, so this may run while customers write. Raises LabError
     where the node takes no login.
     """
-    node = next(iter(topology.nodes))
     with (
-        connect(topology.operator_login(node, password)) as connection,
+        connect(topology.operator_login(topology.primary(), password)) as connection,
         connection.cursor(row_factory=psycopg.rows.dict_row) as cursor,
     ):
         cursor.execute('CREATE TEMP TABLE ledger (mark "char", kind text, id uuid) ON COMMIT DROP')

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import LabAction
+from workload.control import NODE, LabAction
 from workload.lab import Lab, home_path
-from workload.preflight import Node, begin, examine
+from workload.preflight import Node, begin, check_road, examine
 
 
 class ActionModule(LabAction):
@@ -28,24 +28,24 @@ class ActionModule(LabAction):
         "bin_dir": {"type": "str", "default": ""},
         "secrets": {"type": "list", "elements": "str", "default": []},
         # The nodes that the play is about to touch.
-        "nodes": {
-            "type": "list",
-            "elements": "dict",
-            "required": True,
-            "options": {
-                "name": {"type": "str", "required": True},
-                "region": {"type": "str", "required": True},
-                "host": {"type": "str", "required": True},
-                "port": {"type": "int", "required": True},
-                "container": {"type": "str", "required": True},
-                "volume": {"type": "str", "required": True},
-            },
-        },
+        "nodes": {"type": "list", "elements": "dict", "required": True, "options": NODE},
+        # The road, and this playbook's place on it.
+        "phases": {"type": "list", "elements": "str", "required": True},
+        "builds": {"type": "str", "default": ""},
+        "needs": {"type": "str", "default": ""},
+        "allows_fenced": {"type": "bool", "default": False},
     }
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Examine, then begin."""
         lab = Lab(arguments["name"], home_path(arguments["home"]))
+        is_past = check_road(
+            lab,
+            arguments["phases"],
+            arguments["builds"],
+            arguments["needs"],
+            arguments["allows_fenced"],
+        )
         machine = examine(
             lab,
             arguments["runtime"],
@@ -54,4 +54,4 @@ class ActionModule(LabAction):
             [Node(**node) for node in arguments["nodes"]],
         )
         changed = begin(lab, machine["runtime"], arguments["secrets"], dry_run)
-        return {"changed": changed, "machine": machine}
+        return {"changed": changed, "machine": machine, "is_past": is_past}

@@ -43,7 +43,9 @@ class ActionModule(LabAction):
         },
         # The oldest PostgreSQL major that will do.
         "minimum_version": {"type": "int", "default": 15},
+        # Seconds for a login, and for a lock where lock_timeout_ms says how long one try may take.
         "timeout_s": {"type": "int", "default": 60},
+        "lock_timeout_ms": {"type": "int", "default": 0},
     }
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
@@ -66,5 +68,11 @@ class ActionModule(LabAction):
                     f"{login.where} runs PostgreSQL {version // 10_000}: the lab needs"
                     f" {arguments['minimum_version']} or newer"
                 )
-            changed = apply(connection, scripts, dry_run)
+            changed = apply(
+                connection,
+                scripts,
+                dry_run,
+                arguments["lock_timeout_ms"],
+                arguments["timeout_s"],
+            )
         return {"changed": bool(changed), "changed_scripts": changed, "server_version": version}

@@ -1,7 +1,8 @@
 """Action: write topology.json, by which the populations find their node.
 
 The last step of a phase, so that the file never promises what is not there yet. Written
-atomically: the populations read it while it is replaced.
+atomically: the populations read it while it is replaced. A node keeps the role that a fail-over or
+a rejoin gave it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar
 
-from workload.control import LabAction
+from workload.control import NODE, LabAction
 from workload.lab import Lab, home_path, read_json, write_atomically
 from workload.topology import build
 
@@ -25,13 +26,24 @@ class ActionModule(LabAction):
         "dbname": {"type": "str", "required": True},
         "customers": {"type": "dict", "required": True},
         "regions": {"type": "dict", "required": True},
-        # name, region, host and port of each.
-        "nodes": {"type": "list", "elements": "dict", "required": True},
+        "nodes": {"type": "list", "elements": "dict", "required": True, "options": NODE},
+        # The arguments of links_for that the nodes do not tell; none while all are at home.
+        "wan": {"type": "dict", "default": {}},
+        # Roles that change with this step.
+        "roles": {"type": "dict", "default": {}},
     }
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Write the file where it differs."""
         lab = Lab(arguments["name"], home_path(arguments["home"]))
+        before = read_json(lab.topology_file)
+        roles = {name: node["role"] for name, node in before.get("nodes", {}).items()}
+        wan = arguments["wan"]
+        links: list[Any] = []
+        if wan:
+            from workload.wan.config import links_for
+
+            links = links_for(nodes=arguments["nodes"], **wan)
         wanted = build(
             phase=arguments["phase"],
             runtime=arguments["runtime"],
@@ -39,8 +51,10 @@ class ActionModule(LabAction):
             customers=arguments["customers"],
             regions=arguments["regions"],
             nodes=arguments["nodes"],
+            links=links,
+            roles={**roles, **arguments["roles"]},
         )
-        changed = read_json(lab.topology_file) != wanted
+        changed = before != wanted
         if changed and not dry_run:
             write_atomically(lab.topology_file, json.dumps(wanted, indent=1) + "\n")
         return {"changed": changed}

@@ -147,11 +147,29 @@ def nodes(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "region": host["node_region"],
             "host": host["node_host"],
             "port": host["node_port"],
+            "port_offset": host["node_port_offset"],
+            "follows": host.get("node_follows", ""),
             "container": host["node_volume"],
             "volume": host["node_volume"],
         }
         for host in hosts
     ]
+
+
+def pair(nodes: Iterable[Mapping[str, Any]], place: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pair's place with {primary, standby}: by its roles, or as the two begin.
+
+    place: what the pair's actions take, and roles, {node: role}, which they do not.
+    """
+    roles = place["roles"]
+    primary, standby = sorted(
+        nodes,
+        key=lambda node: (
+            roles.get(node["name"], "standby" if node["follows"] else "primary") != "primary"
+        ),
+    )
+    found = {key: value for key, value in place.items() if key != "roles"}
+    return {**found, "primary": primary, "standby": standby}
 
 
 class FilterModule:
@@ -162,6 +180,7 @@ class FilterModule:
         return {
             "lab_node_problems": node_problems,
             "lab_nodes": nodes,
+            "lab_pair": pair,
             "lab_password_problems": password_problems,
             "lab_port_problems": port_problems,
             "lab_region_problems": region_problems,

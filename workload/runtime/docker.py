@@ -30,10 +30,10 @@ class Image:
 class Engine:
     """A Docker engine that answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: int = ENGINE_TIMEOUT_S) -> None:
         """Connect as DOCKER_HOST says; raises LabError, with the reason, where none answers."""
         try:
-            self.client = docker.from_env(timeout=ENGINE_TIMEOUT_S)
+            self.client = docker.from_env(timeout=timeout_s)
             self.client.ping()
         except (docker.errors.DockerException, requests.RequestException) as error:
             raise LabError(f"no Docker engine answers ({reason(error)})") from error

@@ -224,7 +224,10 @@ class EmbeddedServer:
         if self.exists():
             return False
         for stale in self.base.glob("data.*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            if stale.is_dir():
+                shutil.rmtree(stale, ignore_errors=True)
+            else:
+                stale.unlink()  # The password that a killed run meant to give to initdb.
         if self.data.exists():
             raise LabError(f"{self.data} exists and holds no PostgreSQL cluster: move it away")
         part = self.base / f"data.{os.getpid()}"
@@ -325,16 +328,24 @@ class EmbeddedServer:
         running = self.processes()
         if not running:
             return False
-        if postmaster := self.postmaster():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                postmaster.resume()  # One that was paused by a drill would not hear the signal.
-                postmaster.send_signal(signal.SIGINT)
+        postmaster = self.postmaster()
+        if postmaster:
+            _signal([postmaster], signal.SIGINT)
         else:
             _signal(running, signal.SIGQUIT)
+        _signal(running, signal.SIGCONT)  # One that was paused by a drill would not hear the other.
         _gone, alive = psutil.wait_procs(running, timeout=timeout_s)
         _signal(alive, signal.SIGKILL)
         psutil.wait_procs(alive, timeout=10)
         return True
+
+    def kill(self) -> None:
+        """End every process in the data directory at once, and return when they are gone."""
+        # The postmaster first: it would take the others' death for a crash and start new ones.
+        for processes in ([self.postmaster()], self.processes()):
+            alive = [process for process in processes if process]
+            _signal(alive, signal.SIGKILL)
+            psutil.wait_procs(alive, timeout=10)
 
     def remove(self) -> bool:
         """Stop the server and remove its folder; return whether there was one."""
@@ -372,5 +383,9 @@ def run_as() -> tuple[str, ...]:
 
 def fatal_line(log: str) -> str:
     """Return the line of a server log that says why it gave up, without its time stamp."""
-    lines = [line for line in log.splitlines() if re.search(r"\b(FATAL|PANIC):", line)]
-    return re.sub(r"^.*?(?=FATAL:|PANIC:)", "", lines[-1]) if lines else last_line(log)
+    found = re.findall(r"\b((?:FATAL|PANIC): .*)", log)
+    if not found:
+        return last_line(log)
+    # Which of the settings it is, the server says in a line of its own.
+    reason = re.search(r"\bLOG: +(.*)", log) if "contains errors" in found[-1] else None
+    return f"{found[-1]} ({reason[1]})" if reason else str(found[-1])

@@ -1,0 +1,91 @@
+"""A fail-over with its bill: how long nobody could write, and what was lost."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from workload.errors import LabError
+from workload.lab import Lab, write_atomically
+from workload.ledger import last_acknowledgement
+from workload.replication import Member, promote
+from workload.topology import Topology, set_roles
+from workload.verify import verify
+
+#: Seconds to wait for the customers' first acknowledged write on the new primary.
+RETURN_TIMEOUT_S = 15.0
+#: A ledger whose last acknowledgement is older had nobody writing.
+TRAFFIC_S = 10.0
+
+
+def fail_over(
+    lab: Lab, primary: Member, standby: Member, password: str, dry_run: bool
+) -> dict[str, Any]:
+    """Fail over to the standby, wait for the customers, and verify every acknowledged write.
+
+    Writes the new roles to topology.json and a record to failover.json. Raises LabError where the
+    standby cannot take over (nothing is changed then) or where an acknowledged write is lost.
+    """
+    roles = lab.read_roles()
+    if roles.get(standby.name) != "standby":
+        state = roles.get(standby.name, "not there")
+        raise LabError(
+            f"{primary.name} has no standby to take over from it ({standby.name} is {state}):"
+            " playbooks/rejoin.yml brings a fenced node back"
+        )
+    if dry_run:
+        return {"changed": True, "line": f"{standby.name} would take over from {primary.name}"}
+    folder = lab.home / "ledger"
+    figures = promote(primary, standby)
+    fenced_at = figures["fenced_at"]
+    set_roles(lab, {primary.name: "fenced", standby.name: "primary"})
+    rto_ms = None
+    before = last_acknowledgement(folder, until=fenced_at)
+    if before is not None and fenced_at - before < TRAFFIC_S:
+        first = _first_after(folder, fenced_at)
+        rto_ms = None if first is None else (first - before) * 1e3
+    verdicts = verify(Topology.load(lab), password)
+    acknowledged = sum(verdict.acknowledged for verdict in verdicts)
+    lost = sum(verdict.lost for verdict in verdicts)
+    record = {
+        "from": primary.name,
+        "to": standby.name,
+        **figures,
+        "rto_ms": rto_ms,
+        "acknowledged": acknowledged,
+        "lost": lost,
+    }
+    _append(lab.home / "reports" / "failover.json", record)
+    if lost:
+        raise LabError(
+            f"{standby.name} took over, and {lost:,} of {acknowledged:,} acknowledged writes are"
+            " lost: make verify names some"
+        )
+    felt = (
+        "nobody was writing, so the RTO was not measured"
+        if rto_ms is None
+        else f"RTO {rto_ms:,.0f} ms without an acknowledged write"
+    )
+    line = (
+        f"{primary.name} is fenced ({figures['fence_ms']:.0f} ms), {standby.name} is the primary"
+        f" ({figures['promote_ms']:.0f} ms); RPO 0 of {acknowledged:,} acknowledged writes lost;"
+        f" {felt}"
+    )
+    return {"changed": True, "line": line, **record}
+
+
+def _first_after(folder: Path, moment: float) -> float | None:
+    deadline = time.monotonic() + RETURN_TIMEOUT_S
+    while time.monotonic() < deadline:
+        first = last_acknowledgement(folder, since=moment)
+        if first is not None:
+            return first
+        time.sleep(0.02)
+    return None
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    records = json.loads(path.read_text()) if path.exists() else []
+    write_atomically(path, json.dumps([*records, record], indent=1) + "\n")

@@ -1,0 +1,243 @@
+"""Streaming standbys, fail-over and rejoin, the same in both runtimes.
+
+The primary waits for its standby before it acknowledges (synchronous_commit on, FIRST 1), so a
+promoted standby has every acknowledged write. What names the standby does not travel with a base
+backup: each of these steps sets it for the roles that hold after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from workload.errors import LabError
+from workload.runtime.nodes import NodeServer
+from workload.sql import Login, connect, describe
+
+#: The role that standbys stream as. The WAL holds everything, so it is nobody else's.
+REPLICATION_ROLE = "replication"
+
+# PGDATA's own name cannot be taken by a rename, being a volume's mount point; so a backup is made
+# inside it, and PG_VERSION, by which all know a cluster, moves last.
+SEED = r"""
+cd "$PGDATA" 2>/dev/null || { mkdir -m 0700 "$PGDATA" && cd "$PGDATA"; }
+find . -mindepth 1 -delete
+chmod 0700 .
+pg_basebackup --pgdata=.incoming --wal-method=stream --slot="$SLOT" --checkpoint=fast \
+  --dbname="$SOURCE" --no-sync
+cd .incoming
+printf '%s\n' "$FOLLOW" >>postgresql.auto.conf
+touch standby.signal
+rm -f postmaster.pid postmaster.opts
+find . -mindepth 1 -maxdepth 1 ! -name PG_VERSION -exec mv {} .. \;
+mv PG_VERSION ..
+cd ..
+rmdir .incoming
+sync -f .
+"""
+
+# Whoever starts it finds a standby without a primary: it can be read, and takes no write.
+FENCE = r"""
+touch "$PGDATA/standby.signal"
+printf '%s\n' "synchronous_standby_names = 'fenced'" >>"$PGDATA/postgresql.auto.conf"
+"""
+
+# pg_rewind ends the crash recovery of a killed server first, and does that as a primary: for this
+# one second the fence is the setting above, with which nothing could be acknowledged.
+REWIND = r"""
+rm -f "$PGDATA/standby.signal" "$PGDATA/postmaster.pid"
+if pg_rewind --target-pgdata="$PGDATA" --source-server="$SOURCE" >"$PGDATA/rewind.log" 2>&1; then
+  printf '%s\n' "$FOLLOW" >>"$PGDATA/postgresql.auto.conf"
+  touch "$PGDATA/standby.signal"
+  echo rewound
+else
+  touch "$PGDATA/standby.signal"
+  tail -n 1 "$PGDATA/rewind.log"
+fi
+"""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node as a member of a primary and standby pair."""
+
+    name: str
+    server: NodeServer
+    login: Login
+
+    @property
+    def slot(self) -> str:
+        """The name of its slot on the primary, and its application_name."""
+        return self.name.replace("-", "_")
+
+
+def follow(primary: Member, standby: Member, password: str) -> tuple[str, str]:
+    """Return (connection string, settings) by which a standby follows a primary."""
+    host, port = primary.server.address_for_peers()
+    source = psycopg.conninfo.make_conninfo(
+        host=host,
+        port=port,
+        user=REPLICATION_ROLE,
+        password=password,
+        application_name=standby.slot,
+        connect_timeout=5,
+    )
+    quoted = source.replace("'", "''")
+    settings = "\n".join(
+        (
+            f"primary_conninfo = '{quoted}'",
+            f"primary_slot_name = '{standby.slot}'",
+            "synchronous_standby_names = ''",
+        )
+    )
+    return source, settings
+
+
+def seed(primary: Member, standby: Member, password: str) -> bool:
+    """Make a standby's data directory from a base backup; return whether it was made.
+
+    Raises LabError where the primary takes no login or the backup fails. A killed run leaves a
+    directory without PG_VERSION, which is made again.
+    """
+    if standby.server.has_data():
+        return False
+    with connect(primary.login) as connection:
+        ensure_slot(connection, standby.slot)
+    source, settings = follow(primary, standby, password)
+    standby.server.shell(
+        SEED,
+        {"SOURCE": f"{source} dbname=postgres", "SLOT": standby.slot, "FOLLOW": settings},
+    )
+    return True
+
+
+def ensure_slot(connection: psycopg.Connection[Any], name: str) -> None:
+    """Have a physical slot, so that a standby that is away finds the WAL it missed."""
+    connection.execute(
+        "SELECT pg_create_physical_replication_slot(%(name)s, true) WHERE NOT EXISTS"
+        " (SELECT FROM pg_replication_slots WHERE slot_name = %(name)s)",
+        {"name": name},
+    )
+    connection.commit()
+
+
+def make_synchronous(primary: Member, standby: Member, timeout_s: float) -> bool:
+    """Wait until a standby streams, then have the primary wait for it; return whether it changed.
+
+    Raises LabError with the standby's state where it does not stream in time.
+    """
+    with connect(primary.login) as connection:
+        connection.autocommit = True
+
+        def is_streaming() -> bool:
+            row = connection.execute(
+                "SELECT state FROM pg_stat_replication WHERE application_name = %s",
+                (standby.slot,),
+            ).fetchone()
+            return row is not None and row[0] == "streaming"
+
+        poll(is_streaming, timeout_s, f"{standby.name} does not stream from {primary.name}")
+        return set_synchronous(connection, f'FIRST 1 ("{standby.slot}")')
+
+
+def set_synchronous(connection: psycopg.Connection[Any], names: str) -> bool:
+    """Set synchronous_standby_names and wait until it is in force; return whether it changed."""
+    connection.autocommit = True
+
+    def in_force() -> bool:
+        row = connection.execute("SHOW synchronous_standby_names").fetchone()
+        return row is not None and row[0] == names
+
+    if in_force():
+        return False
+    connection.execute(
+        sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(sql.Literal(names))
+    )
+    connection.execute("SELECT pg_reload_conf()")
+    poll(in_force, 10, "synchronous_standby_names is not in force")
+    return True
+
+
+def is_standby(login: Login) -> bool:
+    """Tell whether a node is in recovery; raises LabError where it takes no login."""
+    with connect(login) as connection:
+        row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+        return bool(row and row[0])
+
+
+def promote(primary: Member, standby: Member) -> dict[str, Any]:
+    """Fence a primary, and make its standby the primary; return figures for the report.
+
+    In this order: only a standby that answers and is in recovery is promoted, only after every
+    process of the old primary is gone and its data directory can no longer start as a primary.
+    Interrupted anywhere, it can be called again. Returns fence_ms, promote_ms and fenced_at
+    (seconds since the epoch). Raises LabError where the standby cannot be promoted; the primary is
+    untouched then.
+    """
+    try:
+        follows = is_standby(standby.login)
+    except LabError as error:
+        raise LabError(f"{standby.name} cannot take over: {error}") from None
+    started = time.monotonic()
+    primary.server.kill()
+    if primary.server.is_running():
+        raise LabError(f"{primary.name} cannot be fenced: a process of it does not end")
+    primary.server.shell(FENCE)
+    fenced, fenced_at = time.monotonic(), time.time()
+    with connect(standby.login) as connection:
+        connection.autocommit = True
+        if follows:
+            row = connection.execute("SELECT pg_promote(true, 30)").fetchone()
+            if not (row and row[0]):
+                raise LabError(f"{standby.name} was not promoted within 30 s: see its log")
+        set_synchronous(connection, "")
+        ensure_slot(connection, primary.slot)
+    return {
+        "fence_ms": (fenced - started) * 1e3,
+        "promote_ms": (time.monotonic() - fenced) * 1e3,
+        "fenced_at": fenced_at,
+    }
+
+
+def rejoin(primary: Member, old: Member, password: str, timeout_s: float) -> str:
+    """Bring a fenced node back as the primary's standby; return how: "rewound" or "copied".
+
+    It takes no write on the way: its data directory is rewound, or copied anew where that fails,
+    before it starts, and starts as a standby. Raises LabError where it does not stream in time.
+    """
+    old.server.kill()
+    with connect(primary.login) as connection:
+        ensure_slot(connection, old.slot)
+        # Up to PostgreSQL 15 pg_rewind reads the new timeline from the last checkpoint.
+        connection.execute("CHECKPOINT")
+    source, settings = follow(primary, old, password)
+    how = "copied"
+    if old.server.has_data():
+        environ = {"SOURCE": f"{source} dbname=postgres", "FOLLOW": settings}
+        said = old.server.shell(REWIND, environ).strip()
+        how = "rewound" if said == "rewound" else "copied"
+    if how == "copied":
+        old.server.shell('rm -f "$PGDATA/PG_VERSION"')
+        seed(primary, old, password)
+    old.server.start(timeout_s)
+    make_synchronous(primary, old, timeout_s)
+    return how
+
+
+def poll(condition: Callable[[], bool], timeout_s: float, complaint: str) -> None:
+    """Wait until a condition holds; raises LabError with the complaint where it does not."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"{complaint} within {timeout_s:.0f} s")
+        time.sleep(0.02)
+
+
+def explain(error: psycopg.Error) -> LabError:
+    """Return a server's refusal as a LabError."""
+    return LabError(describe(error))
