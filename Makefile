@@ -51,6 +51,10 @@ traffic: setup ## Let customers trade: a web page, or HEADLESS=1 USERS=20 SPAWN_
 verify: setup ## Prove that every acknowledged write is in the database
 	@$(PYTHON_VENV) -m workload verify
 
+.PHONY: wan
+wan: setup ## Measure the WAN, or LINK=us-eu STATE=cut|reset|up [ONE_WAY=1] [RTT=300] to change it
+	@$(PYTHON_VENV) -m workload wan
+
 .PHONY: image
 image: ## Build a stand-in for the image postgres:16 where no registry can be reached
 	@scripts/build-image

@@ -1,4 +1,4 @@
-"""The command line behind the Makefile: python -m workload traffic | verify | next."""
+"""The commands behind the Makefile: python -m workload traffic | verify | report | wan | next."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def _rate(text: str) -> float:
     return value
 
 
+def _rtt(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser; the environment gives the defaults, as make sets it."""
     found = argparse.ArgumentParser(prog="python -m workload", description=__doc__)
@@ -45,6 +52,16 @@ def parser() -> argparse.ArgumentParser:
         "--web-port", type=_whole_number, default=os.environ.get("WEB_PORT") or "8089"
     )
     commands.add_parser("verify", help="prove that every acknowledged write is there")
+    commands.add_parser("report", help="print what the customers experienced, and write the page")
+    wan = commands.add_parser("wan", help="show the WAN's RTTs, or change a link")
+    wan.add_argument("--link", default=os.environ.get("LINK") or None, metavar="us-eu")
+    wan.add_argument("--state", default=os.environ.get("STATE") or None, metavar="cut|reset|up")
+    wan.add_argument(
+        "--one-way", action="store_true", default=os.environ.get("ONE_WAY", "") not in ("", "0")
+    )
+    wan.add_argument(
+        "--rtt", type=_rtt, default=os.environ.get("RTT") or None, metavar="MILLISECONDS"
+    )
     commands.add_parser("next", help="say what to try next")
     return found
 
@@ -56,7 +73,9 @@ def main() -> int:
     if asked.command == "traffic":
         from workload import traffic
 
-        traffic.run(lab, asked.users, asked.spawn_rate, asked.time, asked.headless, asked.web_port)
+        return traffic.run(
+            lab, asked.users, asked.spawn_rate, asked.time, asked.headless, asked.web_port
+        )
     if asked.command == "verify":
         from rich.console import Console
 
@@ -65,6 +84,16 @@ def main() -> int:
 
         password = os.environ.get("LAB_PASSWORD") or "password"
         return 0 if verify.show(verify.verify(Topology.load(lab), password), Console()) else 1
+    if asked.command == "report":
+        from rich.console import Console
+
+        from workload import report
+
+        report.run(lab, Console())
+    if asked.command == "wan":
+        from workload.wan import front
+
+        return front.run(lab, asked.link, asked.state, asked.one_way, asked.rtt)
     if asked.command == "next":
         from workload.topology import Topology
 

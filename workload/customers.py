@@ -25,6 +25,7 @@ from workload.topology import Topology
 OPERATION_TIMEOUT_S = 5.0
 CONNECT_OPTIONS: dict[str, Any] = {
     "sslmode": "disable",
+    "gssencmode": "disable",
     "connect_timeout": 3,
     "keepalives_idle": 2,
     "keepalives_interval": 1,

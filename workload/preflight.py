@@ -18,6 +18,7 @@ from workload.lab import Lab, write_atomically
 from workload.runtime import embedded
 from workload.runtime.docker import Engine, Image
 from workload.runtime.embedded import EmbeddedServer
+from workload.wan import control
 
 RUNTIMES = ("auto", "docker", "embedded")
 MINIMUM_MAJOR = embedded.MINIMUM_MAJOR
@@ -116,6 +117,14 @@ def begin(lab: Lab, runtime: str, secrets: list[str], dry_run: bool) -> bool:
         for name in missing:
             write_atomically(lab.secret_file(name), token_urlsafe(24), mode=0o600)
     return changed
+
+
+def revive_wan(lab: Lab, dry_run: bool) -> bool:
+    """Start the relay of a lab that has a WAN and whose relay is dead; return whether it was.
+
+    Raises LabError where one of its ports is taken.
+    """
+    return control.is_dead(lab) if dry_run else control.revive(lab)
 
 
 def check_home(lab: Lab) -> None:

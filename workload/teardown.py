@@ -9,6 +9,7 @@ from workload.errors import LabError
 from workload.lab import STATE_ENTRIES, Lab, read_json
 from workload.runtime.docker import Engine
 from workload.runtime.embedded import EmbeddedServer
+from workload.wan import control
 
 
 def remove(lab: Lab) -> list[str]:
@@ -19,6 +20,8 @@ def remove(lab: Lab) -> list[str]:
     lab has containers that cannot be reached, since they would be left behind unseen.
     """
     removed: list[str] = []
+    if control.stop(lab):
+        removed.append("the WAN's relay")
     begun = _begun_runtime(lab)
     try:
         removed += Engine().remove_lab(lab)
@@ -29,16 +32,17 @@ def remove(lab: Lab) -> list[str]:
             ) from None
     nodes = lab.home / "nodes"
     for base in sorted(nodes.iterdir()) if nodes.is_dir() else []:
-        if EmbeddedServer(base).remove():
+        if base.is_dir() and EmbeddedServer(base).remove():
             removed.append(f"server {base.name}")
     for entry in STATE_ENTRIES:
-        path = lab.home / entry
-        if path.is_dir():
-            shutil.rmtree(path)
-            removed.append(f"folder {entry}")
-        elif path.exists():
-            path.unlink()
-            removed.append(f"file {entry}")
+        # Beside a file may lie what a killed run had not written to its end.
+        for path in (lab.home / entry, *lab.home.glob(f".{entry}.[0-9]*")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+                removed.append(f"folder {path.name}")
+            elif path.exists() or path.is_symlink():
+                path.unlink()
+                removed.append(f"file {path.name}")
     # The folder itself may be the user's own, with other things in it.
     with contextlib.suppress(OSError):
         lab.home.rmdir()

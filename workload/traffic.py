@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from workload.lab import Lab
+from workload.report import save_wan
 from workload.topology import Topology
+from workload.wan.measure import measure
 
 LOCUSTFILE = Path(__file__).parent / "locustfiles" / "populations.py"
 
@@ -30,21 +34,46 @@ def command(
 
 def run(
     lab: Lab, users: int, spawn_rate: float, run_time_s: int, headless: bool, web_port: int
-) -> None:
-    """Become Locust: its exit status, 1 where a request failed, is this program's.
+) -> int:
+    """Run Locust and return its exit status, 1 where a request failed.
 
-    Raises LabError where no lab is running.
+    Without the web page, the WAN that the customers cross is measured before and after, since
+    figures over a WAN that is off mean nothing. Raises LabError where no lab is running.
     """
     topology = Topology.load(lab)
     regions = ", ".join(region.name for region in topology.regions)
-    if headless:
-        print(f"{users} customers of {regions} for {run_time_s} s, in phase {topology.phase}:")
-    else:
-        print(
-            f"Customers of {regions} wait at http://127.0.0.1:{web_port} (Ctrl-C ends them);"
-            " WEB_PORT= and USERS= change port and number"
-        )
-    sys.stdout.flush()
     environment = {**os.environ, "LAB_NAME": lab.name, "LAB_HOME": str(lab.home)}
     arguments = command(users, spawn_rate, run_time_s, headless, web_port)
-    os.execve(arguments[0], arguments, environment)
+    if not headless:
+        print(
+            f"Customers of {regions} wait at http://127.0.0.1:{web_port} (Ctrl-C ends them);"
+            " WEB_PORT= and USERS= change port and number",
+            flush=True,
+        )
+        os.execve(arguments[0], arguments, environment)
+    print(
+        f"{users} customers of {regions} for {run_time_s} s, in phase {topology.phase}:", flush=True
+    )
+    before = measure_wan(topology)
+    status = subprocess.run(arguments, env=environment, check=False).returncode
+    after = measure_wan(Topology.load(lab))
+    save_wan(lab, topology.phase, [worse(a, b) for a, b in zip(before, after, strict=False)])
+    return status
+
+
+def measure_wan(topology: Topology) -> list[dict[str, Any]]:
+    """Return what the WAN's links take now, [] where all customers are at home."""
+    if not any(region.rtt_ms for region in topology.regions):
+        return []
+    used = {(region.name, region.node) for region in topology.regions}
+    return [{**row, "serves": (row["from"], row["node"]) in used} for row in measure(topology.lab)]
+
+
+def worse(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return the one of two measurements of a link that is further off."""
+
+    def off(row: dict[str, Any]) -> float:
+        found = row["measured_ms"]
+        return float("inf") if found is None else abs(found - row["configured_ms"])
+
+    return max(before, after, key=off)

@@ -3,8 +3,8 @@
 Fails with one line where something is in the way (a port that is taken, a volume of another lab,
 no engine, no server, a state folder that cannot be written), having changed nothing. Then records
 the lab's name and runtime, so that a later run keeps to them, and generates missing passwords.
-Returns machine: the runtime and why, its image or program folder, the phase reached before, and
-which of the nodes exist.
+Returns machine: the runtime and why, its image or program folder, the phase reached before, which
+of the nodes exist, and whether the WAN's relay was dead and is started again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from workload.control import NODE, LabAction
 from workload.lab import Lab, home_path
-from workload.preflight import Node, begin, check_road, examine
+from workload.preflight import Node, begin, check_road, examine, revive_wan
 
 
 class ActionModule(LabAction):
@@ -54,4 +54,6 @@ class ActionModule(LabAction):
             [Node(**node) for node in arguments["nodes"]],
         )
         changed = begin(lab, machine["runtime"], arguments["secrets"], dry_run)
+        machine["wan_revived"] = revive_wan(lab, dry_run)
+        changed = changed or machine["wan_revived"]
         return {"changed": changed, "machine": machine, "is_past": is_past}

@@ -110,8 +110,12 @@ def node_problems(hosts: Iterable[Mapping[str, Any]], regions: Mapping[str, Any]
             )
         for key in ("node_port_offset", "node_container"):
             other = taken.setdefault((key, host[key]), name)
-            if other != name:
-                problems.append(f"nodes '{other}' and '{name}' share {key} {host[key]}")
+            if other == name:
+                continue
+            why = ""
+            if key == "node_container":
+                why = ": two servers on one volume destroy its data, give each its own"
+            problems.append(f"nodes '{other}' and '{name}' share {key} {host[key]}{why}")
     return problems
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import gevent
 import locust.stats
 from locust import events
+from locust.stats import StatsEntry
 
 from rich.console import Console
 
@@ -43,7 +46,15 @@ lag_ms: list[float] = []
 
 
 def _classes() -> dict[str, type[Customer]]:
-    found = (population(region.name, market) for region in topology.regions)
+    asked = [name for name in os.environ.get("REGIONS", "").replace(",", " ").split() if name]
+    known = [region.name for region in topology.regions]
+    for name in asked:
+        if name not in known:
+            sys.exit(
+                f"traffic: REGIONS names {name}, whose customers do not trade in phase"
+                f" {topology.phase}: use {', '.join(known)}"
+            )
+    found = (population(name, market) for name in asked or known)
     return {customers.__name__: customers for customers in found}
 
 
@@ -102,13 +113,23 @@ def _tell_progress(environment: Any) -> None:
         )
 
 
+def by_name(entries: Mapping[tuple[str, str], Any]) -> list[Any]:
+    """Return one entry for each name: after a fail-over an operation went to two nodes."""
+    merged: dict[str, Any] = {}
+    for (name, _), entry in entries.items():
+        if name not in merged:
+            merged[name] = StatsEntry(entry.stats, name, "", False)
+        merged[name].extend(entry)
+    return list(merged.values())
+
+
 @events.quitting.add_listener
 def finish(environment: Any, **_: Any) -> None:
     """Write experience.json and print it with the longest silence of each region."""
     if not environment.stats.entries:
         return
     phase = Topology.load(topology.lab).phase
-    rows = experience.collect(phase, environment.stats.entries.values(), market.stale_reads)
+    rows = experience.collect(phase, by_name(environment.stats.entries), market.stale_reads)
     experience.save(topology.lab, rows)
     console = Console()
     experience.show(rows, console)

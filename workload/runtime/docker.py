@@ -93,9 +93,17 @@ class Engine:
         except docker.errors.NotFound:
             return False
         ports: dict[str, list[dict[str, str]] | None] = found.ports
-        return found.status == "running" and any(
+        return found.status in ("running", "paused") and any(
             binding["HostPort"] == str(port) for bound in ports.values() for binding in bound or []
         )
+
+    def gateway(self, network: str) -> str:
+        """Return the address of this machine on a network; raises LabError where there is none."""
+        try:
+            config = self.client.networks.get(network).attrs["IPAM"]["Config"]
+        except docker.errors.NotFound as error:
+            raise LabError(f"there is no network {network}: play the phase's playbook") from error
+        return str(config[0]["Gateway"])
 
     def remove_lab(self, lab: Lab) -> list[str]:
         """Remove every container, network and volume of a lab; return what was removed."""

@@ -291,6 +291,8 @@ class EmbeddedServer:
                 )
             try:
                 self._await_ready(child, deadline)
+                # It outlives this process; nobody here is to wait for its end.
+                child.returncode = 0
                 return True
             except LabError:
                 said = self._log_since(before)
@@ -334,9 +336,9 @@ class EmbeddedServer:
         else:
             _signal(running, signal.SIGQUIT)
         _signal(running, signal.SIGCONT)  # One that was paused by a drill would not hear the other.
-        _gone, alive = psutil.wait_procs(running, timeout=timeout_s)
+        alive = _await_end(running, timeout_s)
         _signal(alive, signal.SIGKILL)
-        psutil.wait_procs(alive, timeout=10)
+        _await_end(alive, 10)
         return True
 
     def kill(self) -> None:
@@ -345,14 +347,15 @@ class EmbeddedServer:
         for processes in ([self.postmaster()], self.processes()):
             alive = [process for process in processes if process]
             _signal(alive, signal.SIGKILL)
-            psutil.wait_procs(alive, timeout=10)
+            _await_end(alive, 10)
 
     def remove(self) -> bool:
         """Stop the server and remove its folder; return whether there was one."""
         if not self.base.exists():
             return False
         with self.locked():
-            self.stop(timeout_s=15)
+            # Its data goes too, and a clean stop would wait for a standby that is going as well.
+            self.kill()
             shutil.rmtree(self.base)
         return True
 
@@ -361,6 +364,26 @@ def _signal(processes: list[psutil.Process], number: int) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
+
+
+def _await_end(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait until processes have ended; return those that have not.
+
+    A zombie has: who adopted an orphan may take seconds to reap it, or never does.
+    """
+
+    def is_alive(process: psutil.Process) -> bool:
+        try:
+            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    deadline = time.monotonic() + timeout_s
+    while alive := [process for process in processes if is_alive(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return alive
 
 
 def run_as() -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""The emulated WAN: a relay process that delays, cuts and heals what crosses between regions."""

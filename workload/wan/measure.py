@@ -1,0 +1,117 @@
+"""Configured against measured RTT, as PostgreSQL's clients feel it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import psycopg
+
+from workload.lab import Lab
+from workload.sql import Login
+from workload.wan.config import Config, Link
+from workload.wan.control import load, running
+
+SAMPLES = 7
+#: Off is what is off by more than both.
+TOLERANCE_MS, TOLERANCE_SHARE = 2.0, 0.05
+#: Times the RTT that a login may take (it is five), and seconds on top.
+LOGIN_ROUND_TRIPS, PATIENCE_S = 10, 5.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One link as it is; times in milliseconds."""
+
+    source: str
+    node: str
+    configured_ms: float
+    #: The p50, or None where the link is cut or nobody answers.
+    measured_ms: float | None
+    #: What is cut or slowed, in a word or two.
+    trouble: str = ""
+    #: Why there is no figure.
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether the link is as configured."""
+        return self.measured_ms is not None and is_within(self.configured_ms, self.measured_ms)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row for reports."""
+        return {
+            "from": self.source,
+            "node": self.node,
+            "configured_ms": self.configured_ms,
+            "measured_ms": self.measured_ms,
+            "ok": self.ok,
+            "trouble": self.trouble,
+            "error": self.error,
+        }
+
+
+def is_within(configured_ms: float, measured_ms: float) -> bool:
+    """Tell whether a measured RTT is what was configured."""
+    allowed = max(TOLERANCE_MS, TOLERANCE_SHARE * configured_ms)
+    return abs(measured_ms - configured_ms) <= allowed
+
+
+def measure(lab: Lab, samples: int = SAMPLES, password: str | None = None) -> list[dict[str, Any]]:
+    """Ping PostgreSQL through every link at once; return a row for each link.
+
+    Rows: {from, node, configured_ms, measured_ms, ok, trouble, error}. A ping is an empty query on
+    one connection a link; measured_ms is the p50, None where the link is cut or nobody answers.
+    password is the superuser's, LAB_PASSWORD by default. Raises LabError where the lab has no WAN.
+    """
+    config = load(lab)
+    if password is None:
+        password = os.environ.get("LAB_PASSWORD") or "password"
+    is_up = running(lab) is not None
+    return [row.to_json() for row in asyncio.run(_measure(config, samples, password, is_up))]
+
+
+async def _measure(config: Config, samples: int, password: str, is_up: bool) -> list[Measurement]:
+    return await asyncio.gather(
+        *(_measure_link(config, link, samples, password, is_up) for link in config.links)
+    )
+
+
+async def _measure_link(
+    config: Config, link: Link, samples: int, password: str, is_up: bool
+) -> Measurement:
+    rtt_ms, trouble = config.rtt_ms(link), config.trouble(link)
+    measured, error = None, ""
+    if not is_up:
+        error = "the relay is not running"
+    elif not trouble or trouble == "slow":
+        login = Login(config.listen[0], link.port, "postgres", password)
+        try:
+            measured = await _ping(login, samples, rtt_ms)
+        except (TimeoutError, psycopg.Error) as caught:
+            error = " ".join(str(caught).split()) or "no answer in time"
+    return Measurement(link.source, link.node, rtt_ms, measured, trouble, error)
+
+
+async def _ping(login: Login, samples: int, rtt_ms: float) -> float:
+    patience_s = PATIENCE_S + LOGIN_ROUND_TRIPS * rtt_ms / 1e3
+    # Neither offer of encryption, which would cost a round trip each.
+    options: dict[str, Any] = {"sslmode": "disable", "gssencmode": "disable"}
+    async with asyncio.timeout(patience_s):
+        connection = await psycopg.AsyncConnection.connect(
+            login.conninfo(), autocommit=True, **options
+        )
+    times = []
+    try:
+        async with asyncio.timeout(PATIENCE_S + samples * 2 * rtt_ms / 1e3):
+            for _ in range(samples):
+                started = time.perf_counter()
+                await connection.execute("")
+                times.append((time.perf_counter() - started) * 1e3)
+    finally:
+        await connection.close()
+    return median(times)
