@@ -20,8 +20,8 @@ export
 .PHONY: help
 help: ## List the targets
 	@echo "The geo-sharding lab. make demo shows it, make test tests it."
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
-	  while IFS='|' read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z_ -]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+	  while IFS='|' read -r name text; do printf '  %s\n      %s\n' "$$name" "$$text"; done
 
 .PHONY: setup
 setup: ## Install into .venv what the lab needs (other targets do it by themselves)
@@ -33,15 +33,15 @@ setup-dev:
 
 .PHONY: demo
 demo: setup ## Play the road with traffic in each phase (TIME=30 seconds each), and leave it up
-	@$(PLAYBOOK) playbooks/before.yml
-	@echo
-	@HEADLESS=1 $(PYTHON_VENV) -m workload traffic
-	@$(PYTHON_VENV) -m workload verify
-	@$(PYTHON_VENV) -m workload next
+	@$(PYTHON_VENV) -m workload demo
 
-.PHONY: before
-before: setup ## Phase before: one node in the EU
-	@$(PLAYBOOK) playbooks/before.yml
+.PHONY: before expand_eu expand_world
+before expand_eu expand_world: setup ## Play one phase
+	@$(PLAYBOOK) playbooks/$@.yml
+
+.PHONY: failover rejoin
+failover rejoin: setup ## Drills: lose the EU's primary, bring it back
+	@$(PLAYBOOK) playbooks/$@.yml
 
 .PHONY: traffic
 traffic: setup ## Let customers trade: a web page, or HEADLESS=1 USERS=20 SPAWN_RATE=10 TIME=30
@@ -54,6 +54,14 @@ verify: setup ## Prove that every acknowledged write is in the database
 .PHONY: wan
 wan: setup ## Measure the WAN, or LINK=us-eu STATE=cut|reset|up [ONE_WAY=1] [RTT=300] to change it
 	@$(PYTHON_VENV) -m workload wan
+
+.PHONY: report
+report: setup ## Print what the customers experienced and why, and write reports/index.html
+	@$(PYTHON_VENV) -m workload report
+
+.PHONY: exhibit
+exhibit: setup ## Show on throw-away data why a step is not taken (NAME=shared-volume)
+	@$(PYTHON_VENV) -m exhibits $(NAME)
 
 .PHONY: image
 image: ## Build a stand-in for the image postgres:16 where no registry can be reached

@@ -1,115 +1,127 @@
-"""The commands behind the Makefile: python -m workload traffic | verify | report | wan | next."""
+"""The commands behind the Makefile: python -m workload demo | traffic | verify | report | wan."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
 
 from workload.errors import LabError
 from workload.lab import Lab
 
-if TYPE_CHECKING:
+
+def demo(lab: Lab, asked: Namespace) -> int:
+    """Play the road with customers in each phase."""
+    from workload import demo
+
+    return demo.run(lab, password(), asked.users, asked.spawn_rate, asked.time)
+
+
+def traffic(lab: Lab, asked: Namespace) -> int:
+    """Let the customers trade."""
+    from workload import traffic
+
+    return traffic.run(
+        lab, asked.users, asked.spawn_rate, asked.time, asked.headless, asked.web_port
+    )
+
+
+def verify(lab: Lab, _: Namespace) -> int:
+    """Prove that every acknowledged write is there."""
+    from rich.console import Console
+
+    from workload import verify
     from workload.topology import Topology
 
-
-def _whole_number(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    return 0 if verify.show(verify.verify(Topology.load(lab), password()), Console()) else 1
 
 
-def _rate(text: str) -> float:
-    value = float(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
-    return value
+def report(lab: Lab, _: Namespace) -> int:
+    """Print what the customers experienced, and write the page."""
+    from rich.console import Console
+
+    from workload import report
+
+    report.run(lab, Console())
+    return 0
 
 
-def _rtt(text: str) -> float:
-    value = float(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
-    return value
+def wan(lab: Lab, asked: Namespace) -> int:
+    """Show the WAN's RTTs, or change a link."""
+    from workload.wan import front
+
+    return front.run(lab, asked.link, asked.state, asked.one_way, asked.rtt)
+
+
+COMMANDS: tuple[Callable[[Lab, Namespace], int], ...] = (demo, traffic, verify, report, wan)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser; the environment gives the defaults, as make sets it."""
     found = argparse.ArgumentParser(prog="python -m workload", description=__doc__)
     commands = found.add_subparsers(dest="command", required=True)
-    traffic = commands.add_parser("traffic", help="let the customers trade")
-    traffic.add_argument("--users", type=_whole_number, default=os.environ.get("USERS") or "20")
-    traffic.add_argument("--spawn-rate", type=_rate, default=os.environ.get("SPAWN_RATE") or "10")
-    traffic.add_argument(
-        "--time", type=_whole_number, default=os.environ.get("TIME") or "30", metavar="SECONDS"
-    )
-    traffic.add_argument(
-        "--headless", action="store_true", default=os.environ.get("HEADLESS", "") not in ("", "0")
-    )
-    traffic.add_argument(
-        "--web-port", type=_whole_number, default=os.environ.get("WEB_PORT") or "8089"
-    )
-    commands.add_parser("verify", help="prove that every acknowledged write is there")
-    commands.add_parser("report", help="print what the customers experienced, and write the page")
-    wan = commands.add_parser("wan", help="show the WAN's RTTs, or change a link")
-    wan.add_argument("--link", default=os.environ.get("LINK") or None, metavar="us-eu")
-    wan.add_argument("--state", default=os.environ.get("STATE") or None, metavar="cut|reset|up")
-    wan.add_argument(
-        "--one-way", action="store_true", default=os.environ.get("ONE_WAY", "") not in ("", "0")
-    )
-    wan.add_argument(
-        "--rtt", type=_rtt, default=os.environ.get("RTT") or None, metavar="MILLISECONDS"
-    )
-    commands.add_parser("next", help="say what to try next")
+    by_name = {}
+    for command in COMMANDS:
+        name = command.__name__
+        by_name[name] = commands.add_parser(name, help=(command.__doc__ or "").lower().rstrip("."))
+        by_name[name].set_defaults(run=command)
+    for name in ("demo", "traffic"):
+        add = by_name[name].add_argument
+        add("--users", type=whole_number, default=set_to("USERS", "20"))
+        add("--spawn-rate", type=positive, default=set_to("SPAWN_RATE", "10"))
+        add("--time", type=whole_number, default=set_to("TIME", "30"), metavar="SECONDS")
+    add = by_name["traffic"].add_argument
+    add("--headless", action="store_true", default=set_to("HEADLESS", "0") != "0")
+    add("--web-port", type=whole_number, default=set_to("WEB_PORT", "8089"))
+    add = by_name["wan"].add_argument
+    add("--link", default=set_to("LINK"), metavar="us-eu")
+    add("--state", default=set_to("STATE"), metavar="cut|reset|up")
+    add("--one-way", action="store_true", default=set_to("ONE_WAY", "0") != "0")
+    add("--rtt", type=not_negative, default=set_to("RTT"), metavar="MILLISECONDS")
     return found
+
+
+def set_to(variable: str, default: str | None = None) -> str | None:
+    """Return an environment variable that make or a person set, or the default."""
+    return os.environ.get(variable) or default
+
+
+def password() -> str:
+    """Return the superuser's password."""
+    return os.environ.get("LAB_PASSWORD") or "password"
+
+
+def whole_number(text: str) -> int:
+    """Return a number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """Return a number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise ArgumentTypeError(f"{text} is not more than 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """Return a number of at least 0."""
+    value = float(text)
+    if not value >= 0:
+        raise ArgumentTypeError(f"{text} is not at least 0")
+    return value
 
 
 def main() -> int:
     """Run one command; return its exit status."""
     asked = parser().parse_args()
-    lab = Lab.from_environment()
-    if asked.command == "traffic":
-        from workload import traffic
-
-        return traffic.run(
-            lab, asked.users, asked.spawn_rate, asked.time, asked.headless, asked.web_port
-        )
-    if asked.command == "verify":
-        from rich.console import Console
-
-        from workload import verify
-        from workload.topology import Topology
-
-        password = os.environ.get("LAB_PASSWORD") or "password"
-        return 0 if verify.show(verify.verify(Topology.load(lab), password), Console()) else 1
-    if asked.command == "report":
-        from rich.console import Console
-
-        from workload import report
-
-        report.run(lab, Console())
-    if asked.command == "wan":
-        from workload.wan import front
-
-        return front.run(lab, asked.link, asked.state, asked.one_way, asked.rtt)
-    if asked.command == "next":
-        from workload.topology import Topology
-
-        print(next_steps(Topology.load(lab)))
-    return 0
-
-
-def next_steps(topology: Topology) -> str:
-    """Return what a person may try in a lab that is up."""
-    port = next(iter(topology.nodes.values()))["port"]
-    return f"""
-The lab is up ({topology.runtime}, phase {topology.phase}). What to try next:
-  make traffic      customers on a web page, as many as you like
-  .venv/bin/psql "postgres://postgres:password@localhost:{port}/?sslmode=disable"
-  make verify       prove again that no acknowledged write was lost
-  make teardown     remove it all"""
+    status: int = asked.run(Lab.from_environment(), asked)
+    return status
 
 
 if __name__ == "__main__":

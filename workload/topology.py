@@ -172,7 +172,7 @@ class Topology:
                     )
                     for name, r in found["regions"].items()
                 ),
-                nodes=found["nodes"],
+                nodes={name: dict(node) for name, node in found["nodes"].items()},
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LabError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from workload.lab import Lab
@@ -13,6 +15,8 @@ from workload.report import save_wan
 from workload.topology import Topology
 from workload.wan.measure import measure
 
+#: How often the WAN is measured at most until it is as configured.
+MEASUREMENTS = 3
 LOCUSTFILE = Path(__file__).parent / "locustfiles" / "populations.py"
 
 
@@ -55,10 +59,29 @@ def run(
         f"{users} customers of {regions} for {run_time_s} s, in phase {topology.phase}:", flush=True
     )
     before = measure_wan(topology)
-    status = subprocess.run(arguments, env=environment, check=False).returncode
+    status = run_to_its_end(arguments, environment)
     after = measure_wan(Topology.load(lab))
     save_wan(lab, topology.phase, [worse(a, b) for a, b in zip(before, after, strict=False)])
     return status
+
+
+def run_to_its_end(arguments: list[str], environment: dict[str, str]) -> int:
+    """Run a program, handing Ctrl-C and a termination on, and return its exit status.
+
+    It has a session of its own: a Ctrl-C would reach it twice otherwise, and at the second one
+    Locust ends without a word.
+    """
+    process = subprocess.Popen(arguments, env=environment, start_new_session=True)
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def measure_wan(topology: Topology) -> list[dict[str, Any]]:
@@ -66,7 +89,12 @@ def measure_wan(topology: Topology) -> list[dict[str, Any]]:
     if not any(region.rtt_ms for region in topology.regions):
         return []
     used = {(region.name, region.node) for region in topology.regions}
-    return [{**row, "serves": (row["from"], row["node"]) in used} for row in measure(topology.lab)]
+    # A machine that is busy for a moment is not a WAN that is off: that one stays so.
+    for _ in range(MEASUREMENTS):
+        rows = measure(topology.lab)
+        if all(row["ok"] or row["measured_ms"] is None for row in rows):
+            break
+    return [{**row, "serves": (row["from"], row["node"]) in used} for row in rows]
 
 
 def worse(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -6,16 +6,14 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psycopg
 import pytest
 
 from tests.fixtures.labs import LabUnderTest, eventually, kill_group
+from tests.fixtures.traffic import acknowledged, lost, traffic
 from workload.runtime.docker import Engine
 from workload.topology import Topology
-from workload.verify import verify
 
 pytestmark = pytest.mark.slow
 
@@ -28,31 +26,6 @@ def pair(lab: LabUnderTest) -> LabUnderTest:
     lab.play_ok("before")
     lab.play_ok("expand_eu")
     return lab
-
-
-@contextmanager
-def traffic(lab: LabUnderTest, seconds: int, users: int = 20, **environ: str) -> Iterator[None]:
-    process = lab.start_workload(
-        "traffic", "--headless", f"--time={seconds}", f"--users={users}", "--spawn-rate=50",
-        LAB_THINK_TIME="0.2", **environ,
-    )  # fmt: skip
-    try:
-        eventually(lambda: acknowledged(lab), 20)
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-
-
-def acknowledged(lab: LabUnderTest) -> int:
-    count = 0
-    for path in (lab.lab.home / "ledger").glob("*.txt"):
-        count += path.read_bytes().count(b"\nA ")
-    return count
-
-
-def lost(lab: LabUnderTest) -> int:
-    return sum(verdict.lost for verdict in verify(Topology.load(lab.lab), "password"))
 
 
 def lose_primary(lab: LabUnderTest, how: int) -> None:

@@ -7,7 +7,6 @@ pg_rewind copies a data directory whole, and would bring the other node's port a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import os
 import re
@@ -16,13 +15,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from workload.errors import LabError
+from workload.processes import LOCK_TIMEOUT_S, await_end, detach, locked, signal_all, spawn_detached
 
 MINIMUM_MAJOR = 15
 
@@ -153,30 +154,9 @@ class EmbeddedServer:
 
     # -- change --------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def locked(self, timeout_s: float = 60) -> Iterator[int]:
-        """Hold this node's lock and yield its descriptor.
-
-        A playbook that was killed leaves its module running; the next one waits for it here.
-        """
-        self.base.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(self.base / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            deadline = time.monotonic() + timeout_s
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise LabError(
-                            f"{self.base} is locked for more than {timeout_s:.0f} s: another run"
-                            " of this lab is at work on this node"
-                        ) from None
-                    time.sleep(0.02)
-            yield handle
-        finally:
-            os.close(handle)
+    def locked(self, timeout_s: float = LOCK_TIMEOUT_S) -> AbstractContextManager[int]:
+        """Hold this node's lock; see workload.processes."""
+        return locked(self.base, timeout_s)
 
     def configuration(self) -> dict[Path, str]:
         """Return the files that stand beside the data directory, with their content."""
@@ -275,24 +255,12 @@ class EmbeddedServer:
             if not self.processes():
                 # Its process id may be another program's by now, and then PostgreSQL would refuse.
                 (self.data / "postmaster.pid").unlink(missing_ok=True)
-            with self.log.open("ab") as log:
-                before = log.tell()
-                child = subprocess.Popen(
-                    [
-                        *run_as(),
-                        self.bin_dir / "postgres",
-                        "-c",
-                        f"config_file={self.base / 'postgresql.conf'}",
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            before = self.log.stat().st_size if self.log.exists() else 0
+            config = f"config_file={self.base / 'postgresql.conf'}"
+            child = spawn_detached([*run_as(), self.bin_dir / "postgres", "-c", config], self.log)
             try:
                 self._await_ready(child, deadline)
-                # It outlives this process; nobody here is to wait for its end.
-                child.returncode = 0
+                detach(child)
                 return True
             except LabError:
                 said = self._log_since(before)
@@ -332,13 +300,15 @@ class EmbeddedServer:
             return False
         postmaster = self.postmaster()
         if postmaster:
-            _signal([postmaster], signal.SIGINT)
+            signal_all([postmaster], signal.SIGINT)
         else:
-            _signal(running, signal.SIGQUIT)
-        _signal(running, signal.SIGCONT)  # One that was paused by a drill would not hear the other.
-        alive = _await_end(running, timeout_s)
-        _signal(alive, signal.SIGKILL)
-        _await_end(alive, 10)
+            signal_all(running, signal.SIGQUIT)
+        signal_all(
+            running, signal.SIGCONT
+        )  # One that was paused by a drill would not hear the other.
+        alive = await_end(running, timeout_s)
+        signal_all(alive, signal.SIGKILL)
+        await_end(alive, 10)
         return True
 
     def kill(self) -> None:
@@ -346,8 +316,8 @@ class EmbeddedServer:
         # The postmaster first: it would take the others' death for a crash and start new ones.
         for processes in ([self.postmaster()], self.processes()):
             alive = [process for process in processes if process]
-            _signal(alive, signal.SIGKILL)
-            _await_end(alive, 10)
+            signal_all(alive, signal.SIGKILL)
+            await_end(alive, 10)
 
     def remove(self) -> bool:
         """Stop the server and remove its folder; return whether there was one."""
@@ -358,32 +328,6 @@ class EmbeddedServer:
             self.kill()
             shutil.rmtree(self.base)
         return True
-
-
-def _signal(processes: list[psutil.Process], number: int) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
-
-
-def _await_end(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Wait until processes have ended; return those that have not.
-
-    A zombie has: who adopted an orphan may take seconds to reap it, or never does.
-    """
-
-    def is_alive(process: psutil.Process) -> bool:
-        try:
-            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
-
-    deadline = time.monotonic() + timeout_s
-    while alive := [process for process in processes if is_alive(process)]:
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.01)
-    return alive
 
 
 def run_as() -> tuple[str, ...]:

@@ -7,14 +7,11 @@ process it is, in state.json beside it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ import psutil
 
 from workload.errors import LabError
 from workload.lab import CHECKOUT, Lab, read_json, write_atomically
+from workload.processes import await_end, detach, is_alive, locked, signal_all, spawn_detached
 from workload.wan.config import Config, Link, links_for
 
 __all__ = [
@@ -32,7 +30,7 @@ __all__ = [
 
 MODULE = "workload.wan.relay"
 #: Seconds that a relay has to apply a configuration, and that two runs wait for each other.
-APPLY_TIMEOUT_S, LOCK_TIMEOUT_S = 10.0, 60.0
+APPLY_TIMEOUT_S = 10.0
 #: The kernel reckons a process's start from the clock's, which may be set meanwhile.
 CREATE_TIME_TOLERANCE_S = 5.0
 
@@ -85,7 +83,7 @@ def ensure(lab: Lab, links: Iterable[Link], listen: Iterable[str] = ("127.0.0.1"
     LabError where a port cannot be had; the relay then goes on as it was.
     """
     links, listen = tuple(links), tuple(listen)
-    with _locked(lab):
+    with locked(_folder(lab)):
         if is_current(lab, links, listen):
             return False
         _apply(lab, (_read(lab) or Config((), ())).with_links(links, listen))
@@ -99,7 +97,7 @@ def revive(lab: Lab) -> bool:
     """
     if not is_dead(lab):
         return False
-    with _locked(lab):
+    with locked(_folder(lab)):
         if not is_dead(lab):
             return False
         _apply(lab, load(lab))
@@ -120,7 +118,7 @@ def set_state(
     Raises LabError for a name that there is not.
     """
     load(lab)  # Before a lock file is made in a lab without a WAN.
-    with _locked(lab):
+    with locked(_folder(lab)):
         found = load(lab)
         wanted = found.with_state(link, state, one_way, rtt_ms)
         if wanted == found and running(lab) and _has_applied(lab, found.generation):
@@ -136,7 +134,7 @@ def stop(lab: Lab) -> bool:
     """
     if not _folder(lab).is_dir():
         return _end(_relays(lab))
-    with _locked(lab):
+    with locked(_folder(lab)):
         return _end(_relays(lab))
 
 
@@ -162,14 +160,7 @@ def _has_applied(lab: Lab, generation: int) -> bool:
 
 
 def _is_relay_of(process: psutil.Process, lab: Lab) -> bool:
-    return process.cmdline()[1:] == ["-m", MODULE, str(lab.home)] and _is_alive(process)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return process.cmdline()[1:] == ["-m", MODULE, str(lab.home)] and is_alive(process)
 
 
 def _relays(lab: Lab) -> list[psutil.Process]:
@@ -191,26 +182,25 @@ def _apply(lab: Lab, config: Config) -> None:
             return
     # None that runs, one that does not answer, or one that a killed run left behind unnamed.
     _end(_relays(lab))
-    with (_folder(lab) / "relay.log").open("ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", MODULE, str(lab.home)],
-            cwd=CHECKOUT,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    child = spawn_detached(
+        [sys.executable, "-m", MODULE, str(lab.home)], _folder(lab) / "relay.log", CHECKOUT
+    )
     process = psutil.Process(child.pid)
-    if not _await(lab, config.generation, process):
+    try:
+        if not _await(lab, config.generation, process):
+            raise LabError(f"the WAN's relay does not start: {_last_line(lab)}")
+        detach(child)
+    except LabError:
         _end([process])
-        raise LabError(f"the WAN's relay does not start: {_last_line(lab)}")
+        child.wait()
+        raise
 
 
 def _await(lab: Lab, generation: int, process: psutil.Process) -> bool:
     deadline = time.monotonic() + APPLY_TIMEOUT_S
     while True:
         # In this order: what it wrote before it ended counts.
-        has_ended = not _is_alive(process)
+        has_ended = not is_alive(process)
         state = _state(lab)
         if state.get("generation") == generation and state.get("pid") == process.pid:
             if state["error"]:
@@ -222,15 +212,11 @@ def _await(lab: Lab, generation: int, process: psutil.Process) -> bool:
 
 
 def _end(processes: list[psutil.Process]) -> bool:
-    for number in (signal.SIGTERM, signal.SIGCONT):  # One that is paused would not hear the first.
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
-    _, alive = psutil.wait_procs(processes, timeout=5)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
+    signal_all(processes, signal.SIGTERM)
+    signal_all(processes, signal.SIGCONT)  # One that is paused would not hear the first.
+    alive = await_end(processes, 5)
+    signal_all(alive, signal.SIGKILL)
+    await_end(alive, 5)
     return bool(processes)
 
 
@@ -239,26 +225,3 @@ def _last_line(lab: Lab) -> str:
         lines = (_folder(lab) / "relay.log").read_text(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
     return "it said nothing"
-
-
-@contextlib.contextmanager
-def _locked(lab: Lab) -> Iterator[None]:
-    folder = _folder(lab)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise LabError(
-                        f"{folder} is locked for more than {LOCK_TIMEOUT_S:.0f} s: another run of"
-                        " this lab is at work on the WAN"
-                    ) from None
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(handle)

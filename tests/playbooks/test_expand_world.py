@@ -1,0 +1,121 @@
+"""Phase expand_world: the WAN, customers of every region, and what they experience."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.fixtures.labs import LabUnderTest, eventually
+from tests.fixtures.traffic import acknowledged, experience, lost, play_traffic, traffic
+from workload.topology import Topology
+from workload.wan import control
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def world(shared_lab: LabUnderTest) -> LabUnderTest:
+    """Return a lab that went the road up to expand_world while EU customers were writing."""
+    shared_lab.play_ok("expand_eu")
+    process = shared_lab.start_workload(
+        "traffic", "--headless", "--time=60", "--users=50", "--spawn-rate=50", LAB_THINK_TIME="0.2"
+    )
+    try:
+        eventually(lambda: acknowledged(shared_lab) > 100, 20)
+        shared_lab.play_ok("expand_world")
+        already = acknowledged(shared_lab)
+        eventually(lambda: acknowledged(shared_lab) > already + 100, 20)
+    finally:
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said  # Locust's own: 0 where no request failed.
+    assert lost(shared_lab) == 0
+    return shared_lab
+
+
+def test_country_is_added_without_a_rewrite(world: LabUnderTest) -> None:
+    rows = world.query(
+        "SELECT data_type, is_nullable, column_default FROM information_schema.columns"
+        " WHERE table_name = 'customer' AND column_name = 'country'"
+    )
+    assert rows == [("text", "NO", "'uk'::text")]
+    # A default that is kept in the catalogue is how one sees that no row was rewritten.
+    missing = world.query(
+        "SELECT atthasmissing FROM pg_attribute"
+        " WHERE attrelid = 'customer'::regclass AND attname = 'country'"
+    )
+    assert missing == [(True,)]
+    assert world.query("SELECT count(*) > 0 FROM customer WHERE country = 'uk'") == [(True,)]
+    world.query("INSERT INTO customer (email) VALUES ('old-sql@example.com')")
+
+
+def test_second_run_under_traffic_of_all_regions(world: LabUnderTest) -> None:
+    with traffic(world, 60, users=50):
+        eventually(lambda: world.query("SELECT count(DISTINCT country) > 10 FROM customer")[0][0])
+        assert world.play_ok("expand_world").changed == 0
+        assert world.play_ok("expand_world", "--check").changed == 0
+    assert lost(world) == 0
+    assert all(row["failures"] == 0 for row in experience(world).values())
+
+
+def test_customers_pay_one_round_trip_a_statement(world: LabUnderTest) -> None:
+    play_traffic(world)
+    rows = experience(world)
+    for region, rtt_ms in (("us", 80), ("jp", 230)):
+        for operation in ("buy", "look"):
+            local = rows["eu", operation]["p50_ms"]
+            found = rows[region, operation]["p50_ms"]
+            assert rtt_ms <= found + 2, (region, operation, found)
+            assert found <= (rtt_ms + local) * 1.05 + 2, (region, operation, found, local)
+    countries = dict(world.query("SELECT country, count(*) FROM customer GROUP BY 1"))
+    regions = {region.name: region for region in Topology.load(world.lab).regions}
+    for name in ("us", "jp"):
+        assert any(country in countries for country in regions[name].countries)
+    report = world.workload("report")
+    assert report.returncode == 0, report.stderr
+    assert "jp buy: 1 round trip" in report.stdout
+    assert "x 230 ms" in report.stdout
+    page = (world.lab.home / "reports" / "index.html").read_text()
+    assert "jp buy: 1 round trip" in page
+    assert "<script" in page
+
+
+def test_a_dead_relay_is_noticed_and_started_again(world: LabUnderTest) -> None:
+    for playbook in ("expand_world", "before"):
+        process = control.running(world.lab)
+        assert process
+        os.kill(process.pid, signal.SIGKILL)
+        eventually(lambda: control.running(world.lab) is None)
+        play = world.play_ok(playbook)
+        assert "the WAN's relay was dead: started again" in play.output
+        assert control.running(world.lab)
+    assert world.play_ok("expand_world").changed == 0
+
+
+def test_containers_cross_the_wan(world: LabUnderTest) -> None:
+    if world.runtime != "docker":
+        pytest.skip("embedded nodes are on the relay's own address")
+    link = next(link for link in control.load(world.lab).links if link.source == "us")
+    gateway = next(host for host in control.load(world.lab).listen if host != "127.0.0.1")
+    started = time.monotonic()
+    subprocess.run(
+        ["docker", "exec", "-e", "PGPASSWORD=password", f"{world.lab.name}_eu_db", "psql",
+         f"host={gateway} port={link.port} user=postgres sslmode=disable", "-Atc", "SELECT 1"],
+        check=True, capture_output=True, timeout=30,
+    )  # fmt: skip
+    assert time.monotonic() - started > 5 * link.rtt_ms / 1e3
+
+
+def test_it_builds_on_expand_eu(embedded_lab: LabUnderTest) -> None:
+    embedded_lab.play_ok("before")
+    refused = embedded_lab.play("expand_world")
+    assert refused.status != 0
+    assert "builds on expand_eu: play playbooks/expand_eu.yml first" in refused.error
+    assert not (embedded_lab.lab.home / "wan").exists()
+    done = embedded_lab.workload("wan")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1

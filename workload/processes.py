@@ -1,0 +1,98 @@
+"""Processes that outlive the one that starts them, their end, and the locks between runs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from workload.errors import LabError
+
+#: Seconds that a run waits for another one on the same thing.
+LOCK_TIMEOUT_S = 60.0
+
+
+def spawn_detached(
+    command: Sequence[str | Path], log: Path, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, its output at the end of a log, and return it.
+
+    A Ctrl-C in the terminal does not reach it, and nobody here is to wait for its end: detach() it
+    once it is up, or reap it where it does not come up.
+    """
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def detach(child: subprocess.Popen[bytes]) -> None:
+    """Let go of a child, so that Python does not complain that it is still running."""
+    child.returncode = 0
+
+
+def signal_all(processes: Iterable[psutil.Process], number: int) -> None:
+    """Send a signal to those processes that are still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Tell whether a process has not ended.
+
+    A zombie has: who adopted an orphan may take seconds to reap it, or never does.
+    """
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def await_end(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait until processes have ended; return those that have not in time."""
+    waiting = list(processes)
+    deadline = time.monotonic() + timeout_s
+    while alive := [process for process in waiting if is_alive(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return alive
+
+
+@contextlib.contextmanager
+def locked(folder: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[int]:
+    """Hold a folder's lock and yield its descriptor; the folder is made where it is missing.
+
+    A playbook that was killed leaves its worker running; the next one waits for it here. Raises
+    LabError where it waits in vain.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise LabError(
+                        f"{folder} is locked for more than {timeout_s:.0f} s: another run of this"
+                        " lab is at work there"
+                    ) from None
+                time.sleep(0.02)
+        yield handle
+    finally:
+        os.close(handle)
