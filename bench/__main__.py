@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-from bench import populations, provisioning, rows
+from bench import populations, provisioning, rows, wan
 from workload.lab import Lab
 
 PARTS: dict[str, Callable[[], Iterator[rows.Row]]] = {
     "provisioning": provisioning.rows,
     "populations": populations.rows,
+    "wan": wan.rows,
 }
 
 

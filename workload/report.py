@@ -85,4 +85,5 @@ def run(lab: Lab, console: Console) -> None:
         console.print(found.sentence(), highlight=False)
     path = lab.home / "reports" / "index.html"
     write_atomically(path, page(rows, explanations, wan))
-    console.print(f"The report with its charts: {path}", soft_wrap=True, highlight=False)
+    console.print("The report with its charts:")
+    console.print(str(path), soft_wrap=True, highlight=False)

@@ -15,6 +15,7 @@ extends_documentation_fragment:
 """
 
 import re
+import textwrap
 import time
 from typing import Any
 
@@ -23,6 +24,7 @@ from ansible.plugins.callback.default import CallbackModule as DefaultCallback
 
 #: For a task with no_log; only the node's container has one.
 HIDDEN = "its output is hidden for the secret in it; -e node_secure_logging=false shows it"
+WIDTH = 80
 COLOURS = {"ok": C.COLOR_OK, "changed": C.COLOR_CHANGED, "failed": C.COLOR_ERROR}
 
 
@@ -80,7 +82,11 @@ class CallbackModule(DefaultCallback):
         ):
             return
         if action == "debug":
-            self._display.display(f"  {result.result.get('msg', '')}")
+            # Said to people, so in lines that they can read; an error stays one line.
+            said = str(result.result.get("msg", ""))
+            self._display.display(
+                textwrap.fill(said, WIDTH, initial_indent="  ", subsequent_indent="  ")
+            )
             return
         self._line("changed" if result.result.get("changed") else "ok", result)
 

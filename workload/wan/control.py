@@ -165,8 +165,10 @@ def _is_relay_of(process: psutil.Process, lab: Lab) -> bool:
 
 def _relays(lab: Lab) -> list[psutil.Process]:
     found = []
-    for process in psutil.process_iter():
+    # Not process_iter: it remembers, and takes a recycled id for the process that had it before.
+    for pid in psutil.pids():
         with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
             if _is_relay_of(process, lab):
                 found.append(process)
     return found
