@@ -319,10 +319,6 @@ class Side(asyncio.BufferedProtocol):
         """Hear that it does again."""
         self.into.unblock()
 
-    def is_alive(self) -> bool:
-        """Tell whether anything can be written."""
-        return self.transport is not None and not self.transport.is_closing()
-
     def write(self, data: bytes) -> None:
         """Write to the peer, if it is still there."""
         if self.transport is not None and not self.transport.is_closing():
@@ -345,8 +341,12 @@ class Side(asyncio.BufferedProtocol):
     def finish(self) -> None:
         """Send a FIN."""
         self.got_fin = True
-        if self.is_alive() and self.transport is not None:
-            self.transport.write_eof()
+        if self.transport is not None and not self.transport.is_closing():
+            try:
+                self.transport.write_eof()
+            except OSError:
+                # It was reset after its own FIN, when nobody read from it any more.
+                self.transport.abort()
 
     def reset(self) -> None:
         """Send an RST."""
