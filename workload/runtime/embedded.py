@@ -135,8 +135,10 @@ class EmbeddedServer:
     def processes(self) -> list[psutil.Process]:
         """Return every process at work in this data directory, orphans of a dead one too."""
         found, here = [], str(self.data.resolve())
-        for process in psutil.process_iter():
+        # Not process_iter: it remembers, and takes a recycled id for the process that had it before.
+        for pid in psutil.pids():
             with contextlib.suppress(psutil.Error, OSError):
+                process = psutil.Process(pid)
                 if process.cwd() == here and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found

@@ -1,0 +1,1 @@
+"""What goes wrong where one may not try it: on throw-away data, from real servers."""
