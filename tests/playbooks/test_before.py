@@ -72,9 +72,9 @@ def test_says_which_runtime_and_why_on_one_line_a_task(
 def test_topology_says_where_the_customers_go(shared_lab: LabUnderTest) -> None:
     topology = Topology.load(shared_lab.lab)
     assert (topology.phase, topology.runtime) == ("before", shared_lab.runtime)
-    assert topology.nodes == {
-        "eu": {"region": "eu", "host": "127.0.0.1", "port": shared_lab.port_base}
-    }
+    assert list(topology.nodes) == ["eu"]
+    address = {"region": "eu", "host": "127.0.0.1", "port": shared_lab.port_base}
+    assert address.items() <= topology.nodes["eu"].items()
     (region,) = topology.regions
     assert (region.name, region.node, region.port) == ("eu", "eu", shared_lab.port_base)
     assert {"uk", "de", "fr", "ei", "no"} <= set(region.countries)

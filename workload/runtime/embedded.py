@@ -26,6 +26,8 @@ from workload.errors import LabError
 from workload.processes import LOCK_TIMEOUT_S, await_end, detach, locked, signal_all, spawn_detached
 
 MINIMUM_MAJOR = 15
+#: Seconds that a port may still be taken by a server that has just ended.
+PORT_S = 3.0
 
 #: PostgreSQL refuses to run as root. In a user namespace root is another user to the server and
 #: still owns its files, so no folder on the way has to be opened for a system user.
@@ -135,7 +137,7 @@ class EmbeddedServer:
     def processes(self) -> list[psutil.Process]:
         """Return every process at work in this data directory, orphans of a dead one too."""
         found, here = [], str(self.data.resolve())
-        # Not process_iter: it remembers, and takes a recycled id for the process that had it before.
+        # Not process_iter: it takes a recycled id for the process that had it before.
         for pid in psutil.pids():
             with contextlib.suppress(psutil.Error, OSError):
                 process = psutil.Process(pid)
@@ -249,7 +251,8 @@ class EmbeddedServer:
         again until the deadline. Returns whether it was started; raises LabError with the log's
         last line.
         """
-        deadline = time.monotonic() + timeout_s
+        began = time.monotonic()
+        deadline = began + timeout_s
         if self.postmaster():
             self._await_ready(None, deadline)
             return False
@@ -267,7 +270,9 @@ class EmbeddedServer:
             except LabError:
                 said = self._log_since(before)
                 leftovers = "shared memory block" in said or "postmaster.pid" in said
-                if not leftovers or time.monotonic() > deadline:
+                # The kernel gives a dead server's port free a moment after it is a zombie.
+                in_use = "Address already in use" in said and time.monotonic() < began + PORT_S
+                if not (leftovers or in_use) or time.monotonic() > deadline:
                     raise LabError(
                         f"the server in {self.base} does not start: {fatal_line(said)}"
                     ) from None

@@ -1,0 +1,209 @@
+"""A run that is cut short, wherever, is mended by the next one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+
+import psutil
+import psycopg
+import pytest
+
+from tests.fixtures.labs import IMAGE, LabUnderTest, eventually
+from tests.playbooks.traces import traces
+from workload.runtime.docker import Engine
+from workload.topology import Topology
+
+pytestmark = pytest.mark.slow
+
+MOMENTS = 10
+SEED = int(os.environ.get("LAB_TEST_SEED") or 20261122)
+
+
+def kill_all(run: subprocess.Popen[bytes]) -> None:
+    """kill -9 a playbook and everything that it started, be it in a session of its own.
+
+    Ansible's workers are. Of the servers only those that are not whole yet are among them: one
+    that is has lost its parent.
+    """
+    family = [psutil.Process(run.pid)]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family += family[0].children(recursive=True)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    run.wait(10)
+
+
+def kill_the_playbook_alone(run: subprocess.Popen[bytes]) -> None:
+    """kill -9 as a person would: its workers may finish what they are at, beside the next run."""
+    run.kill()
+    run.wait(10)
+
+
+def assert_whole(lab: LabUnderTest) -> None:
+    """Assert that phase before is reached: tables, customers that can log in, the topology."""
+    tables = "SELECT to_regclass('customer') IS NOT NULL AND to_regclass('purchase') IS NOT NULL"
+    assert lab.query(tables) == [(True,)]
+    topology = Topology.load(lab.lab)
+    assert topology.phase == "before"
+    with psycopg.connect(topology.customers_login(topology.regions[0]).conninfo()) as connection:
+        connection.execute("INSERT INTO customer (email) VALUES ('x')")
+
+
+def test_killed_at_random_moments_it_converges(
+    lab: LabUnderTest, new_lab: Callable[..., LabUnderTest]
+) -> None:
+    rng = random.Random(f"{SEED}/{lab.runtime}")
+    started = time.monotonic()
+    lab.play_ok("before")
+    duration = time.monotonic() - started
+    lab.remove()
+    for number in range(MOMENTS):
+        # Spread over the run, each at random within its part.
+        moment = duration * (number + rng.random()) / MOMENTS
+        kill = kill_all if number % 2 else kill_the_playbook_alone
+        what = f"{lab.runtime}, seed {SEED}: {kill.__name__} after {moment:.2f} of {duration:.2f} s"
+        print(what)
+        run = lab.start("before")
+        time.sleep(moment)
+        kill(run)
+        play = lab.play("before")
+        assert play.status == 0, f"{what}\n{play.output}{play.errors}"
+        assert_whole(lab)
+        if number % 3 == 0:
+            play = lab.play("before")
+            assert (play.status, play.changed) == (0, 0), f"{what}\n{play.output}{play.errors}"
+        lab.remove()
+        left = traces(lab)
+        assert left == [], f"{what}\n{left}"
+
+
+def test_kill_of_a_run_that_changes_nothing_changes_nothing(lab: LabUnderTest) -> None:
+    lab.play_ok("before")
+    rng = random.Random(SEED)
+    for _ in range(3):
+        run = lab.start("before")
+        time.sleep(rng.uniform(0.2, 1.2))
+        kill_all(run)
+        assert_whole(lab)
+    assert lab.play_ok("before").changed == 0
+
+
+def test_two_runs_at_once_both_converge(lab: LabUnderTest) -> None:
+    runs = [lab.start("before") for _ in range(2)]
+    statuses = [run.wait(120) for run in runs]
+    # One of them may lose a race, with a message; the lab is whole or mended by the next run.
+    assert 0 in statuses
+    lab.play_ok("before")
+    assert_whole(lab)
+    assert lab.play_ok("before").changed == 0
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("moment_s", [0.3, 0.9])
+def test_container_that_is_killed_while_it_initialises_is_made_again(
+    docker_lab: LabUnderTest, moment_s: float
+) -> None:
+    """Its volume would come back running and green, and be broken for ever."""
+    engine = Engine()
+    name = f"{docker_lab.lab.name}_eu_db"
+
+    def is_running() -> bool:
+        return bool(engine.client.containers.list(filters={"name": f"^/{name}$"}))
+
+    run = docker_lab.start("before")
+    eventually(is_running)
+    time.sleep(moment_s)
+    kill_all(run)
+    with contextlib.suppress(Exception):  # It may just have gone.
+        engine.client.containers.get(name).kill("SIGKILL")
+    docker_lab.play_ok("before", "-e", "node_timeout_s=10")
+    assert_whole(docker_lab)
+    assert docker_lab.play_ok("before").changed == 0
+
+
+@pytest.mark.docker
+def test_half_made_volume_that_refuses_the_password_is_made_again(docker_lab: LabUnderTest) -> None:
+    """As one is that was cut short before its superuser had the password."""
+    client = Engine().client
+    name, labels = f"{docker_lab.lab.name}_eu_db", docker_lab.lab.node_labels("eu")
+    client.volumes.create(name, labels=labels)
+    half_made = client.containers.run(
+        IMAGE,
+        name=name,
+        labels=labels,
+        detach=True,
+        environment={"POSTGRES_PASSWORD": "another"},
+        volumes={name: {"bind": "/var/lib/postgresql/data"}},
+    )
+    eventually(lambda: b"initialisation done" in half_made.logs())
+    half_made.remove(force=True)
+    docker_lab.play_ok("before")
+    assert_whole(docker_lab)
+    assert docker_lab.play_ok("before").changed == 0
+
+
+@pytest.mark.docker
+def test_look_into_a_volume_that_a_killed_run_left_is_in_nobodys_way(
+    docker_lab: LabUnderTest,
+) -> None:
+    docker_lab.play_ok("before")
+    name = f"{docker_lab.lab.name}_eu_db"
+    Engine().client.containers.run(
+        IMAGE,
+        ["true"],
+        name=f"{name}_probe",
+        labels=docker_lab.lab.node_labels("eu"),
+        detach=True,
+        volumes={name: {"bind": "/volume", "mode": "ro"}},
+    )
+    assert docker_lab.play_ok("before").changed == 0
+    docker_lab.play_ok("teardown")
+    assert traces(docker_lab) == []
+
+
+@pytest.mark.docker
+def test_volume_that_was_whole_is_never_made_again(docker_lab: LabUnderTest) -> None:
+    """A server that cannot start is left alone with its data, whatever it is that stops it."""
+    docker_lab.play_ok("before")
+    docker_lab.query("INSERT INTO customer (email) VALUES ('kept@example.com')")
+    play = docker_lab.play(
+        "before", "-e", "node_timeout_s=5", "-e", '{"node_settings": {"shared_buffers": "lots"}}'
+    )
+    assert play.status != 0
+    assert f"127.0.0.1:{docker_lab.port_base}" in play.error
+    docker_lab.play_ok("before")
+    assert docker_lab.query("SELECT email FROM customer") == [("kept@example.com",)]
+
+
+@pytest.mark.docker
+def test_lab_whose_state_folder_is_gone_is_adopted_with_its_data(
+    docker_lab: LabUnderTest,
+) -> None:
+    docker_lab.play_ok("before")
+    docker_lab.query("INSERT INTO customer (email) VALUES ('kept@example.com')")
+    shutil.rmtree(docker_lab.lab.home)
+    docker_lab.play_ok("before")
+    assert docker_lab.query("SELECT email FROM customer WHERE email <> 'x'") == [
+        ("kept@example.com",)
+    ]
+    # The customers have a new password, and it works.
+    assert_whole(docker_lab)
+    assert docker_lab.play_ok("before").changed == 0
+
+
+def test_lost_secret_is_generated_again(lab: LabUnderTest) -> None:
+    lab.play_ok("before")
+    secret = lab.lab.secret_file("customers")
+    old = secret.read_text()
+    secret.unlink()
+    lab.play_ok("before")
+    assert secret.read_text() != old
+    assert_whole(lab)
+    assert lab.play_ok("before").changed == 0

@@ -1,0 +1,173 @@
+"""What preflight finds wrong with an inventory, before anything is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from plugins.filter.lab_inventory import (
+    node_problems,
+    nodes,
+    password_problems,
+    port_problems,
+    region_problems,
+    role_inputs,
+    unknown_names,
+)
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+REGIONS = {"eu": {"countries": ["uk", "de"]}, "us": {"countries": ["us"]}}
+
+
+def node(name: str, **identity: Any) -> dict[str, Any]:
+    whole = {"node_region": "eu", "node_port_offset": 0, "node_container": f"{name}_db"}
+    return {"inventory_hostname": name, **whole, **identity}
+
+
+def test_unknown_name_is_named_with_the_one_that_was_meant() -> None:
+    (problem,) = unknown_names(["lab_runtim", "lab_home"], ["lab_runtime", "lab_home"])
+    assert "'lab_runtim'" in problem
+    assert "did you mean lab_runtime?" in problem
+
+
+def test_unknown_name_that_resembles_nothing_is_named_too() -> None:
+    (problem,) = unknown_names(["zzz"], ["lab_runtime"])
+    assert "'zzz'" in problem
+    assert "did you mean" not in problem
+
+
+def test_names_of_ansible_itself_are_known() -> None:
+    assert unknown_names(["groups", "inventory_hostname", "playbook_dir"], []) == []
+
+
+def test_every_input_of_every_role_is_known() -> None:
+    inputs = role_inputs(str(CHECKOUT / "roles"))
+    for path in CHECKOUT.glob("roles/*/meta/argument_specs.yml"):
+        options = yaml.safe_load(path.read_text())["argument_specs"]["main"]["options"]
+        assert set(options) <= set(inputs), path
+
+
+def test_country_in_two_regions_names_both() -> None:
+    twice = {"eu": {"countries": ["uk", "de"]}, "us": {"countries": ["us", "de"]}}
+    (problem,) = region_problems(twice)
+    assert "'de'" in problem
+    assert "'eu'" in problem
+    assert "'us'" in problem
+
+
+def test_unquoted_norway_is_explained() -> None:
+    (problem,) = region_problems(yaml.safe_load("eu: {countries: [uk, no]}"))
+    assert "False" in problem
+    assert "'eu'" in problem
+    assert "quote it" in problem
+
+
+def test_unknown_key_of_a_region_is_named() -> None:
+    (problem,) = region_problems({"eu": {"countries": ["uk"], "country": ["de"]}})
+    assert "'country'" in problem
+    assert "countries" in problem
+
+
+@pytest.mark.parametrize("entry", [{}, {"countries": []}, {"countries": None}, None, "uk", ["uk"]])
+def test_region_without_countries_is_named(entry: Any) -> None:
+    (problem,) = region_problems({"eu": entry})
+    assert "'eu'" in problem
+    assert "no countries" in problem
+
+
+def test_countries_as_text_instead_of_a_list_are_refused() -> None:
+    problems = region_problems({"eu": {"countries": "uk"}})
+    assert problems
+    assert "'eu'" in problems[0]
+    assert "list" in problems[0]
+
+
+def test_the_labs_own_regions_are_in_order() -> None:
+    path = CHECKOUT / "inventory/lab/group_vars/all/regions.yml"
+    regions = yaml.safe_load(path.read_text())["lab_regions"]
+    assert region_problems(regions) == []
+
+
+def test_nodes_in_order_have_no_problem() -> None:
+    hosts = [node("eu"), node("us", node_region="us", node_port_offset=2)]
+    assert node_problems(hosts, REGIONS) == []
+
+
+@pytest.mark.parametrize("key", ["node_region", "node_port_offset", "node_container"])
+def test_missing_identity_is_named(key: str) -> None:
+    host = node("eu")
+    del host[key]
+    (problem,) = node_problems([host], REGIONS)
+    assert "'eu'" in problem
+    assert key in problem
+
+
+def test_node_in_an_unknown_region_is_told_the_known_ones() -> None:
+    (problem,) = node_problems([node("eu", node_region="uk")], REGIONS)
+    assert "'uk'" in problem
+    assert "eu, us" in problem
+
+
+@pytest.mark.parametrize(("key", "value"), [("node_port_offset", 3), ("node_container", "eu_db")])
+def test_two_nodes_that_share_an_identity_are_both_named(key: str, value: Any) -> None:
+    hosts = [node("one", node_port_offset=1), node("two", node_port_offset=2)]
+    for host in hosts:
+        host[key] = value
+    (problem,) = node_problems(hosts, REGIONS)
+    assert "'one'" in problem
+    assert "'two'" in problem
+    assert f"{key} {value}" in problem
+
+
+@pytest.mark.parametrize(
+    "base", [1023, 0, -1, 65_536, "65535", "", "abc", "5432.5", None, "0x1538"]
+)
+def test_port_base_out_of_range_is_named_with_the_range(base: Any) -> None:
+    (problem,) = port_problems(base, 4)
+    assert f"'{base}'" in problem
+    assert "1024 to 65532" in problem
+
+
+@pytest.mark.parametrize("base", [1024, 5432, "5432", 65_532])
+def test_port_base_in_range(base: Any) -> None:
+    assert port_problems(base, 4) == []
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "10.0.0.7", "::", "db.example.com", ""])
+def test_default_password_is_refused_for_an_address_that_others_reach(address: str) -> None:
+    (problem,) = password_problems("password", address)
+    assert "LAB_PASSWORD" in problem
+    assert address in problem
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_default_password_is_accepted_on_loopback(address: str) -> None:
+    assert password_problems("password", address) == []
+
+
+def test_own_password_is_accepted_everywhere() -> None:
+    assert password_problems("9f3kd", "0.0.0.0") == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_empty_password_is_refused_everywhere(address: str) -> None:
+    (problem,) = password_problems("", address)
+    assert "LAB_PASSWORD" in problem
+
+
+def test_nodes_carry_what_the_modules_need() -> None:
+    derived = {"node_host": "127.0.0.1", "node_port": 5432, "node_volume": "mine_eu_db"}
+    (found,) = nodes([{**node("eu"), **derived, "other": 1}])
+    expected = {
+        "name": "eu",
+        "region": "eu",
+        "host": "127.0.0.1",
+        "port": 5432,
+        "container": "mine_eu_db",
+        "volume": "mine_eu_db",
+    }
+    assert expected.items() <= found.items()
+    assert "other" not in found
