@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
 from workload.sql import Login
-
-if TYPE_CHECKING:
-    from workload.wan.config import Link
-
+from workload.wan.config import Link
 
 #: The phases in the order of the road.
 PHASES = ("before", "expand_eu", "expand_world", "shard", "after")

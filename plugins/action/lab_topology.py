@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from workload.control import NODE, LabAction
 from workload.lab import Lab, home_path, read_json, write_atomically
 from workload.topology import build
+from workload.wan.config import links_for
 
 
 class ActionModule(LabAction):
@@ -39,11 +40,6 @@ class ActionModule(LabAction):
         before = read_json(lab.topology_file)
         roles = {name: node["role"] for name, node in before.get("nodes", {}).items()}
         wan = arguments["wan"]
-        links: list[Any] = []
-        if wan:
-            from workload.wan.config import links_for
-
-            links = links_for(nodes=arguments["nodes"], **wan)
         wanted = build(
             phase=arguments["phase"],
             runtime=arguments["runtime"],
@@ -51,7 +47,7 @@ class ActionModule(LabAction):
             customers=arguments["customers"],
             regions=arguments["regions"],
             nodes=arguments["nodes"],
-            links=links,
+            links=links_for(nodes=arguments["nodes"], **wan) if wan else [],
             roles={**roles, **arguments["roles"]},
         )
         changed = before != wanted
