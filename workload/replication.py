@@ -17,7 +17,7 @@ from psycopg import sql
 
 from workload.errors import LabError
 from workload.runtime.nodes import NodeServer
-from workload.sql import Login, connect, describe
+from workload.sql import Login, connect
 
 #: The role that standbys stream as. The WAL holds everything, so it is nobody else's.
 REPLICATION_ROLE = "replication"
@@ -236,8 +236,3 @@ def poll(condition: Callable[[], bool], timeout_s: float, complaint: str) -> Non
         if time.monotonic() > deadline:
             raise LabError(f"{complaint} within {timeout_s:.0f} s")
         time.sleep(0.02)
-
-
-def explain(error: psycopg.Error) -> LabError:
-    """Return a server's refusal as a LabError."""
-    return LabError(describe(error))
