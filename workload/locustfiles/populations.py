@@ -35,7 +35,7 @@ def three_digits(response_time: float) -> float:
 
 
 locust.stats.bucket_response_time = three_digits
-locust.stats.PERCENTILES_TO_STATISTICS = [0.5, 0.95, 0.99]
+locust.stats.PERCENTILES_TO_STATISTICS = [0.95, 0.99]
 
 try:
     topology = Topology.load(Lab.from_environment())
