@@ -87,6 +87,7 @@ def apply(
     connection.autocommit = True
     outer = connection.transaction(force_rollback=True) if dry_run else contextlib.nullcontext()
     with outer:
+        _take_turns(connection, timeout_s)
         connection.execute(f"SET lock_timeout = {int(lock_timeout_ms)}")
         for script in scripts:
             deadline = time.monotonic() + (timeout_s if lock_timeout_ms and not dry_run else 0)
@@ -103,6 +104,20 @@ def apply(
                 except psycopg.Error as error:
                     raise LabError(f"{script['name']}: {describe(error)}") from None
     return changed
+
+
+def _take_turns(connection: psycopg.Connection[tuple[object, ...]], timeout_s: float) -> None:
+    """Wait for other runs' scripts to end: CREATE ... IF NOT EXISTS fails beside its like.
+
+    What a killed playbook left at work is another run too. The lock ends with the connection.
+    """
+    connection.execute(f"SET lock_timeout = {int(timeout_s * 1e3)}")
+    try:
+        connection.execute("SELECT pg_advisory_lock(hashtext('geo-sharding-lab'))")
+    except errors.LockNotAvailable:
+        raise LabError(
+            f"another run of this lab is at work on this node for more than {timeout_s:.0f} s"
+        ) from None
 
 
 def _run(connection: psycopg.Connection[tuple[object, ...]], text: str) -> bool:

@@ -114,6 +114,34 @@ def test_server_that_ends_in_the_middle_names_the_script(login: Login) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_two_runs_at_once_take_turns(login: Login) -> None:
+    """Without that, each would find the table missing, and all but one would fail."""
+    text = """DO $$ BEGIN
+      IF to_regclass('thing') IS NULL THEN
+        PERFORM pg_sleep(0.2);
+        CREATE TABLE thing (id int);
+      END IF;
+    END $$"""
+    changes: list[list[str]] = []
+
+    def play() -> None:
+        changes.append(run(login, {"name": "slow.sql", "text": text}))
+
+    runs = [threading.Thread(target=play) for _ in range(3)]
+    for thread in runs:
+        thread.start()
+    for thread in runs:
+        thread.join(30)
+    assert sorted(changes) == [[], [], ["slow.sql"]]
+
+
+def test_run_that_holds_up_the_others_is_named(login: Login) -> None:
+    with connect(login) as other, connect(login) as connection:
+        other.execute("SELECT pg_advisory_lock(hashtext('geo-sharding-lab'))")
+        with pytest.raises(LabError, match="another run of this lab is at work"):
+            apply(connection, [CREATE], timeout_s=0.2)
+
+
 def test_wrong_password_is_told_at_once(login: Login) -> None:
     started = time.monotonic()
     with pytest.raises(WrongPasswordError, match="LAB_PASSWORD") as caught:

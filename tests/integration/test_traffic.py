@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -50,6 +51,15 @@ def test_headless_output_fits_a_terminal(shared_lab: LabUnderTest) -> None:
     assert "Longest time without an acknowledged write in eu" in done.stdout
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Have SIGINT end the processes started here, though these tests may run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_web_page_starts_shows_and_stops_customers(shared_lab: LabUnderTest) -> None:
     port = free_ports()
     page = f"http://127.0.0.1:{port}"

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
+import docker.errors
 import psutil
 import psycopg
 import pytest
@@ -124,6 +125,25 @@ def test_container_that_is_killed_while_it_initialises_is_made_again(
     with contextlib.suppress(Exception):  # It may just have gone.
         engine.client.containers.get(name).kill("SIGKILL")
     docker_lab.play_ok("before", "-e", "node_timeout_s=10")
+    assert_whole(docker_lab)
+    assert docker_lab.play_ok("before").changed == 0
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("is_running", [False, True])
+def test_two_networks_of_one_name_become_one(docker_lab: LabUnderTest, is_running: bool) -> None:
+    """Two runs at once could make them, and no container can be run on a name that is two."""
+    networks = Engine().client.networks
+    name = f"{docker_lab.lab.name}-network"
+    if is_running:
+        docker_lab.play_ok("before")
+    for _ in range(1 if is_running else 2):
+        try:
+            networks.create(name, labels=docker_lab.lab.labels, check_duplicate=False)
+        except docker.errors.APIError as error:
+            pytest.skip(f"this engine refuses that itself: {error}")
+    docker_lab.play_ok("before")
+    assert len(networks.list(names=[name])) == 1
     assert_whole(docker_lab)
     assert docker_lab.play_ok("before").changed == 0
 

@@ -31,6 +31,11 @@ def refused(play: Play, *words: str) -> None:
     assert "Traceback" not in play.output
 
 
+def said(play: Play) -> str:
+    """Return what a run printed, as one line: it is broken into lines to fit a terminal."""
+    return " ".join(play.output.split())
+
+
 @pytest.fixture
 def listener(lab: LabUnderTest, request: pytest.FixtureRequest) -> Iterator[socket.socket]:
     """Listen on the port that the lab's first node needs."""
@@ -148,13 +153,12 @@ def test_auto_without_an_engine_takes_embedded_and_says_why(
     lab = new_lab("auto")
     try:
         play = lab.play_ok("before", DOCKER_HOST=NO_ENGINE)
-        (line,) = [line for line in play.output.splitlines() if "embedded runtime: " in line]
-        assert "no Docker engine answers" in line
+        assert "embedded runtime: no Docker engine answers" in said(play)
         assert lab.server().postmaster()
         # It stays with what it was begun as, also where an engine answers.
         again = lab.play_ok("before")
         assert again.changed == 0
-        assert "this lab was begun so" in again.output
+        assert "embedded runtime: this lab was begun so" in said(again)
     finally:
         lab.remove()
 
@@ -166,9 +170,8 @@ def test_auto_without_the_image_takes_embedded_and_says_why(
     lab = new_lab("auto", LAB_IMAGE="no-such-image:1")
     try:
         play = lab.play_ok("before", "-e", "lab_image_standin=no-such-image:2")
-        (line,) = [line for line in play.output.splitlines() if "embedded runtime: " in line]
-        assert "no-such-image:1" in line
-        assert "make image" in line
+        assert "embedded runtime: image no-such-image:1 is not on this machine" in said(play)
+        assert "make image" in said(play)
     finally:
         lab.remove()
 
@@ -179,8 +182,7 @@ def test_auto_with_engine_and_image_takes_docker_and_says_why(
 ) -> None:
     lab = new_lab("auto")
     play = lab.play_ok("before", "--check")
-    (line,) = [line for line in play.output.splitlines() if "docker runtime: " in line]
-    assert IMAGE in line
+    assert f"docker runtime: a Docker engine answers and image {IMAGE} is" in said(play)
     assert traces(lab) == []
 
 
@@ -276,6 +278,18 @@ def test_volume_that_another_container_uses(docker_lab: LabUnderTest, engine: En
 
 
 @pytest.mark.docker
+def test_network_of_another(docker_lab: LabUnderTest, engine: Engine) -> None:
+    name = f"{docker_lab.lab.name}-network"
+    network = engine.client.networks.create(name)
+    try:
+        refused(docker_lab.play("before"), f"network {name}", "no lab")
+        docker_lab.play_ok("teardown")
+        assert traces(docker_lab) == [f"Network {name}"]
+    finally:
+        network.remove()
+
+
+@pytest.mark.docker
 def test_container_of_another(docker_lab: LabUnderTest, engine: Engine) -> None:
     name = f"{docker_lab.lab.name}_eu_db"
     labels = {LABEL_NAME: docker_lab.lab.name, LABEL_HOME: "/srv/other"}
@@ -351,7 +365,7 @@ def test_phase_that_the_lab_is_past(lab: LabUnderTest) -> None:
     for arguments in ((), ("--check",)):
         play = lab.play_ok("before", *arguments)
         assert play.changed == 0
-        assert "in phase after" in play.output
+        assert "in phase after" in said(play)
         assert file.read_bytes() == before
     assert lab.query("SELECT to_regclass('public.purchase')::text") == [(None,)]
     stop(lab)

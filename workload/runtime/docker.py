@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,36 @@ class Engine:
         return found.status in ("running", "paused") and any(
             binding["HostPort"] == str(port) for bound in ports.values() for binding in bound or []
         )
+
+    def have_network(self, lab: Lab, name: str, dry_run: bool = False) -> bool:
+        """Have exactly one network of a name; return whether anything had to be done for it.
+
+        Raises LabError where one is not this lab's, or where the engine can make none.
+        """
+        # An engine would make a second one of the same name: one run at a time.
+        with contextlib.nullcontext() if dry_run else lab.locked():
+            found = self.client.networks.list(names=[name])
+            found = [network for network in found if network.name == name]
+            for network in found:
+                labels = network.attrs.get("Labels") or {}
+                if not is_ours(lab, labels):
+                    raise LabError(
+                        f"network {name} belongs to {owner(labels)}: choose another LAB_NAME, or"
+                        " remove it"
+                    )
+            if len(found) == 1 or dry_run:
+                return len(found) != 1
+            for network in found:
+                network.reload()
+            found.sort(key=lambda network: not network.attrs["Containers"])
+            try:
+                for twin in found[1:]:
+                    twin.remove()
+                if not found:
+                    self.client.networks.create(name, labels=lab.labels)
+            except docker.errors.APIError as error:
+                raise LabError(f"network {name} cannot be made: {reason(error)}") from error
+            return True
 
     def gateway(self, network: str) -> str:
         """Return the address of this machine on a network; raises LabError where there is none."""
