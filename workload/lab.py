@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,21 +50,6 @@ class Lab:
         suffix = "" if name == DEFAULT_NAME else f"-{name}"
         home = environ.get("LAB_HOME") or CHECKOUT / f".lab{suffix}"
         return cls(name, Path(home).expanduser().absolute())
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lab's lock, for a step that only one run may be at; waits for the others.
-
-        The lock is on the folder itself, so there is no file to be left over, and it ends with its
-        holder.
-        """
-        self.home.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.home, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
 
     @property
     def labels(self) -> dict[str, str]:

@@ -79,7 +79,8 @@ def locked(folder: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[int]:
     LabError where it waits in vain.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    # The folder itself, so that no file is left over; the lock ends with its holder.
+    handle = os.open(folder, os.O_RDONLY)
     try:
         deadline = time.monotonic() + timeout_s
         while True:

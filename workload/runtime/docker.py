@@ -13,6 +13,7 @@ import requests
 
 from workload.errors import LabError
 from workload.lab import LABEL_HOME, LABEL_NAME, Lab
+from workload.processes import locked
 
 #: An engine on this machine answers in milliseconds; a stale DOCKER_HOST never does.
 ENGINE_TIMEOUT_S = 20
@@ -106,7 +107,7 @@ class Engine:
         Raises LabError where one is not this lab's, or where the engine can make none.
         """
         # An engine would make a second one of the same name: one run at a time.
-        with contextlib.nullcontext() if dry_run else lab.locked():
+        with contextlib.nullcontext() if dry_run else locked(lab.home):
             found = self.client.networks.list(names=[name])
             found = [network for network in found if network.name == name]
             for network in found:
