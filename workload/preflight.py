@@ -91,6 +91,11 @@ def check_road(lab: Lab, phases: list[str], builds: str, needs: str, allows_fenc
     phase that it needs is not reached, or where it would start a node that a fail-over fenced.
     """
     phase = lab.read_phase()
+    if phase is not None and phase not in phases:
+        raise LabError(
+            f"{lab.topology_file} has the phase '{phase}', which is not on the road: make teardown"
+            " starts afresh"
+        )
     reached = -1 if phase is None else phases.index(phase)
     if needs and reached < phases.index(needs):
         raise LabError(
