@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,11 +36,19 @@ class Engine:
 
     def __init__(self, timeout_s: int = ENGINE_TIMEOUT_S) -> None:
         """Connect as DOCKER_HOST says; raises LabError, with the reason, where none answers."""
-        try:
-            self.client = docker.from_env(timeout=timeout_s)
-            self.client.ping()
-        except (docker.errors.DockerException, requests.RequestException) as error:
-            raise LabError(f"no Docker engine answers ({reason(error)})") from error
+        absent = ""
+        with warnings.catch_warnings():
+            # Where nobody listens, the SDK leaves its socket to the garbage collector.
+            warnings.simplefilter("ignore", ResourceWarning)
+            try:
+                self.client = docker.from_env(timeout=timeout_s)
+                self.client.ping()
+            except (docker.errors.DockerException, requests.RequestException) as error:
+                absent = reason(error)
+            if absent:
+                gc.collect()
+        if absent:
+            raise LabError(f"no Docker engine answers ({absent})")
 
     def find_image(self, candidates: Sequence[str]) -> Image:
         """Return the first image that is here, else the first that its registry has.
