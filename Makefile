@@ -35,8 +35,8 @@ setup-dev:
 demo: setup ## Play the road with traffic in each phase (TIME=30 seconds each), and leave it up
 	@$(PYTHON_VENV) -m workload demo
 
-.PHONY: before expand_eu expand_world
-before expand_eu expand_world: setup ## Play one phase
+.PHONY: before expand_eu expand_world shard
+before expand_eu expand_world shard: setup ## Play one phase
 	@$(PLAYBOOK) playbooks/$@.yml
 
 .PHONY: failover rejoin
@@ -46,6 +46,18 @@ failover rejoin: setup ## Drills: lose the EU's primary, bring it back
 .PHONY: traffic
 traffic: setup ## Let customers trade: a web page, or HEADLESS=1 USERS=20 SPAWN_RATE=10 TIME=30
 	@$(PYTHON_VENV) -m workload traffic
+
+.PHONY: seed
+seed: setup ## Make many customers, made by the servers (CUSTOMERS=1000000 PURCHASES_EACH=3)
+	@$(PYTHON_VENV) -m workload seed
+
+.PHONY: source_tests
+source_tests: setup ## Run the source document's two tests: partitioning, and direct inserts
+	@$(PYTHON_VENV) -m workload source_tests
+
+.PHONY: audit
+audit: setup ## Say where each region's data is on each node, down to the bytes
+	@$(PLAYBOOK) playbooks/audit.yml
 
 .PHONY: verify
 verify: setup ## Prove that every acknowledged write is in the database

@@ -35,7 +35,32 @@ def verify(lab: Lab, _: Namespace) -> int:
     from workload import verify
     from workload.topology import Topology
 
-    return 0 if verify.show(verify.verify(Topology.load(lab), password()), Console()) else 1
+    topology, console = Topology.load(lab), Console()
+    holds = verify.show(verify.verify(topology, password()), console)
+    if topology.phase == "shard":
+        from workload import compare
+
+        holds &= compare.show(compare.compare(topology, password()), console)
+    return 0 if holds else 1
+
+
+def source_tests(lab: Lab, _: Namespace) -> int:
+    """Run the source document's two tests of the sharded lab."""
+    from rich.console import Console
+
+    from workload import source_tests
+    from workload.topology import Topology
+
+    return 0 if source_tests.run(Topology.load(lab), password(), Console()) else 1
+
+
+def seed(lab: Lab, asked: Namespace) -> int:
+    """Make many customers and purchases."""
+    from workload import seed
+    from workload.topology import Topology
+
+    seed.run(Topology.load(lab), password(), asked.customers, asked.purchases_each)
+    return 0
 
 
 def report(lab: Lab, _: Namespace) -> int:
@@ -55,7 +80,25 @@ def wan(lab: Lab, asked: Namespace) -> int:
     return front.run(lab, asked.link, asked.state, asked.one_way, asked.rtt)
 
 
-COMMANDS: tuple[Callable[[Lab, Namespace], int], ...] = (demo, traffic, verify, report, wan)
+def audit(lab: Lab, _: Namespace) -> int:
+    """Say where every region's data is, down to the bytes."""
+    from rich.console import Console
+
+    from workload.audit import run
+
+    return 0 if run.run(lab, password(), Console()) else 1
+
+
+COMMANDS: tuple[Callable[[Lab, Namespace], int], ...] = (
+    demo,
+    traffic,
+    seed,
+    verify,
+    source_tests,
+    audit,
+    report,
+    wan,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,6 +118,9 @@ def parser() -> argparse.ArgumentParser:
     add = by_name["traffic"].add_argument
     add("--headless", action="store_true", default=set_to("HEADLESS", "0") != "0")
     add("--web-port", type=whole_number, default=set_to("WEB_PORT", "8089"))
+    add = by_name["seed"].add_argument
+    add("--customers", type=whole_number, default=set_to("CUSTOMERS", "1000000"))
+    add("--purchases-each", type=whole_number, default=set_to("PURCHASES_EACH", "3"))
     add = by_name["wan"].add_argument
     add("--link", default=set_to("LINK"), metavar="us-eu")
     add("--state", default=set_to("STATE"), metavar="cut|reset|up")

@@ -26,6 +26,19 @@ NODE: dict[str, Any] = {
     "volume": {"type": "str", "required": True},
 }
 
+#: A superuser's login.
+LOGIN: dict[str, Any] = {
+    "type": "dict",
+    "required": True,
+    "options": {
+        "host": {"type": "str", "required": True},
+        "port": {"type": "int", "required": True},
+        "user": {"type": "str", "required": True},
+        "password": {"type": "str", "required": True, "no_log": True},
+        "dbname": {"type": "str", "default": "postgres"},
+    },
+}
+
 
 class LabAction(ActionBase):
     """Checks the arguments, does the work, and makes a LabError the task's one-line failure."""
@@ -46,6 +59,10 @@ class LabAction(ActionBase):
         except LabError as error:
             result.update(failed=True, msg=str(error), error=type(error).__name__)
         return result
+
+    def say(self, line: str) -> None:
+        """Tell a person how far a long step is."""
+        self._display.display(f"           {line}")
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Do the work and return the result, with "changed" in it; raises LabError."""

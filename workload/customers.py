@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +22,8 @@ from psycopg.pq import TransactionStatus
 from workload.errors import LabError
 from workload.lab import Lab
 from workload.ledger import Kind, Ledger, Mark
-from workload.topology import Topology
+from workload.statements import OLD, SIGN_UP_WITH_COUNTRY, Statements, statements_for
+from workload.topology import Region, Topology
 
 #: Seconds until a customer gives up on an operation. TCP cannot see a link that went silent.
 OPERATION_TIMEOUT_S = 5.0
@@ -34,13 +38,8 @@ CONNECT_OPTIONS: dict[str, Any] = {
 #: Seconds between attempts to reconnect, doubled each time.
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 1.0
 
-SIGN_UP = "INSERT INTO customer (id, email) VALUES (%s, %s)"
-SIGN_UP_WITH_COUNTRY = "INSERT INTO customer (id, email, country) VALUES (%s, %s, %s)"
-BUY = "INSERT INTO purchase (id, customer_id, amount) VALUES (%s, %s, %s)"
-LOOK = (
-    "SELECT count(*), coalesce(sum(amount), 0), coalesce(bool_or(id = %s), false)"
-    " FROM purchase WHERE customer_id = %s"
-)
+#: Seconds between two looks at topology.json for a change.
+TOPOLOGY_S = 0.05
 
 # psycopg waits in C, holding up every customer of the process, unless it finds the sockets patched
 # when it is imported.
@@ -114,6 +113,26 @@ class Market:
     longest_gap_s: dict[str, float] = field(default_factory=dict)
     spawned: int = 0
     _ledger: Ledger | None = None
+    _topology: Topology | None = None
+    _topology_mark: tuple[int, int] = (0, 0)
+    _topology_due: float = 0.0
+
+    def topology(self) -> Topology:
+        """Return the lab's topology as it is now, read again when the file has changed.
+
+        Raises LabError where there is no lab.
+        """
+        now = time.monotonic()
+        if self._topology is None or now >= self._topology_due:
+            self._topology_due = now + TOPOLOGY_S
+            with contextlib.suppress(OSError):
+                found = self.lab.topology_file.stat()
+                mark = (found.st_mtime_ns, found.st_ino)
+                if self._topology is not None and mark == self._topology_mark:
+                    return self._topology
+                self._topology_mark = mark
+            self._topology = Topology.load(self.lab)
+        return self._topology
 
     @property
     def ledger(self) -> Ledger:
@@ -138,32 +157,41 @@ class Session:
     since there was no connection to be had; a connection made is an event of its own.
     """
 
-    def __init__(self, customer: Customer, target: str) -> None:
-        """Belong to a customer; target is libpq's target_session_attrs."""
+    def __init__(self, customer: Customer, looks: bool) -> None:
+        """Belong to a customer; it is for writing, or only for looking."""
         self.customer = customer
-        self.target = target
+        self.looks = looks
         self.connection: HubConnection | None = None
         self.cursor: psycopg.Cursor[tuple[Any, ...]] | None = None
         self.node = ""
         self.backoff_s = 0.0
         self.not_before = 0.0
         self.doubtful_commit = False
+        self.place: Region | None = None
+        self.statements = OLD
 
     def is_connected(self, name: str) -> bool:
-        """Connect where needed; a failed attempt is one failure of the operation it was for."""
+        """Connect where needed; a failed attempt is one failure of the operation it was for.
+
+        Connects anew where the region's customers are served elsewhere by now.
+        """
+        if self.connection is not None:
+            with contextlib.suppress(LabError):
+                if self.customer.market.topology().region(self.customer.region) != self.place:
+                    self.drop()
         if self.connection is not None:
             return True
         gevent.sleep(max(0.0, self.not_before - time.monotonic()))
         started = time.perf_counter()
         try:
-            topology = Topology.load(self.customer.market.lab)
-            region = self.customer.place = topology.region(self.customer.region)
+            topology = self.customer.market.topology()
+            region = topology.region(self.customer.region)
             self.node = region.node
             self.connection = HubConnection.connect(
-                topology.customers_login(region).conninfo(),
+                topology.customers_login(region, self.looks).conninfo(),
                 autocommit=True,
                 prepare_threshold=0,
-                target_session_attrs=self.target,
+                target_session_attrs="prefer-standby" if self.looks else "read-write",
                 **CONNECT_OPTIONS,
             )
         except (psycopg.Error, LabError) as error:
@@ -174,6 +202,8 @@ class Session:
             return False
         self.connection.add_notice_handler(self.on_notice)
         self.cursor = self.connection.cursor()
+        self.place = region
+        self.statements = statements_for(topology.phase, region.name, topology.is_home(region))
         self.node = region.node_at(self.connection.info.port)
         self.backoff_s = 0.0
         self.record("connect", started, None)
@@ -183,8 +213,19 @@ class Session:
         self, name: str, statement: str, values: Any, prepare: bool = True
     ) -> tuple[Mark, tuple[Any, ...] | None]:
         """Run one statement on a connection that is there; return its outcome and its row."""
-        assert self.connection is not None
+        return self.attempt(name, lambda: self.execute(statement, values, prepare))
+
+    def execute(self, statement: str, values: Any, prepare: bool = True) -> tuple[Any, ...] | None:
+        """Run one statement and return its row, if it has one; raises psycopg.Error."""
         assert self.cursor is not None
+        self.cursor.execute(statement, values, prepare=prepare)
+        return self.cursor.fetchone() if self.cursor.description else None
+
+    def attempt(
+        self, name: str, work: Callable[[], tuple[Any, ...] | None]
+    ) -> tuple[Mark, tuple[Any, ...] | None]:
+        """Do one operation on a connection that is there; return its outcome and its row."""
+        assert self.connection is not None
         self.doubtful_commit = False
         error: BaseException | None = None
         mark: Mark = "U"
@@ -192,9 +233,7 @@ class Session:
         timeout = gevent.Timeout.start_new(OPERATION_TIMEOUT_S)
         started = time.perf_counter()
         try:
-            self.cursor.execute(statement, values, prepare=prepare)
-            if self.cursor.description:
-                row = self.cursor.fetchone()
+            row = work()
             mark = "U" if self.doubtful_commit else "A"
         except psycopg.Error as caught:
             error = caught
@@ -253,10 +292,11 @@ class Customer(User):
         market = self.market
         market.spawned += 1
         self.random = random.Random(f"{market.seed}/{self.region}/{market.spawned}")
-        self.place = Topology.load(market.lab).region(self.region)
-        self.writer = Session(self, "read-write")
-        self.reader = Session(self, "prefer-standby")
+        self.writer = Session(self, looks=False)
+        self.reader = Session(self, looks=True)
         self.customer_id: UUID | None = None
+        #: None for one who signed up before customers had a country.
+        self.country: str | None = None
         self.last_purchase: UUID | None = None
 
     def on_stop(self) -> None:
@@ -281,58 +321,112 @@ class Customer(User):
 
     @task
     def trade(self) -> None:
-        """Do one thing."""
+        """Do one thing; after half of the purchases, look at once whether it is there."""
+        chance = self.random.random()
         if self.customer_id is None:
             self.sign_up()
-        elif self.random.random() < 0.5:
+        elif chance < 0.1:
+            self.fill_basket()
+        elif chance < 0.5:
             self.buy()
+            if chance < 0.3:
+                self.look()
         else:
             self.look()
 
     def sign_up(self) -> None:
         """Become a customer; one whose sign-up is in doubt signs up anew."""
+        if not self.writer.is_connected("sign up"):
+            return
         key = uuid4()
         values: tuple[Any, ...] = (key, f"{self.region}_{key.hex[:12]}@example.com")
-        statement = SIGN_UP
-        if Topology.load(self.market.lab).has_reached("expand_world"):
-            statement = SIGN_UP_WITH_COUNTRY
-            values = (*values, self.random.choice(self.place.countries))
+        statement, country = self.writer.statements.sign_up, None
+        topology = self.market.topology()
+        if topology.has_reached("expand_world"):
+            if not self.writer.statements.has_country:
+                statement = SIGN_UP_WITH_COUNTRY
+            country = self.random.choice(topology.region(self.region).countries)
+            values = (*values, country)
         # Said once in a customer's life: preparing it would be a round trip for nothing.
-        if self.write("sign up", "c", key, statement, values, prepare=False):
-            self.customer_id = key
+        if self.write("sign up", "c", [key], [(statement, values)], prepare=False):
+            self.customer_id, self.country = key, country
 
     def buy(self) -> None:
         """Make a purchase of 0 to 100."""
+        self.purchase("buy", 1)
+
+    def fill_basket(self) -> None:
+        """Make two purchases in one transaction: four round trips with its BEGIN and COMMIT."""
+        self.purchase("basket", 2)
+
+    def purchase(self, name: str, count: int) -> None:
+        """Make some purchases, all or none."""
+        if not self.writer.is_connected(name):
+            return
+        said = self.said(self.writer)
         # Not from the seed: a second run would repeat the first one's ids.
-        key = uuid4()
-        amount = self.random.randint(0, 10_000) / 100
-        if self.write("buy", "p", key, BUY, (key, self.customer_id, amount)):
-            self.last_purchase = key
+        keys = [uuid4() for _ in range(count)]
+        country = (self.country,) if said.has_country else ()
+        rows = [
+            (said.buy, (key, self.customer_id, self.random.randint(0, 10_000) / 100, *country))
+            for key in keys
+        ]
+        if self.write(name, "p", keys, rows):
+            self.last_purchase = keys[-1]
+
+    def said(self, session: Session) -> Statements:
+        """Return what this customer says; one without a country goes on as at the start."""
+        return OLD if self.country is None else session.statements
 
     def look(self) -> None:
         """Look at one's purchases; a look that misses one's own last purchase is stale."""
-        session = self.reader if self.place.reads == "standby" else self.writer
+        session = self.reader if self.looks_elsewhere() else self.writer
         if not session.is_connected("look"):
             return
-        row = session.run("look", LOOK, (self.last_purchase, self.customer_id))[1]
+        said = self.said(session)
+        country = (self.country,) if said.has_country else ()
+        row = session.run("look", said.look, (self.last_purchase, self.customer_id, *country))[1]
         if row is not None and self.last_purchase is not None and not row[2]:
             stale = self.market.stale_reads
             stale[self.region, "look"] = stale.get((self.region, "look"), 0) + 1
 
-    def write(
-        self, name: str, kind: Kind, key: UUID, statement: str, values: Any, prepare: bool = True
-    ) -> bool:
-        """Run one statement that writes, with its lines in the ledger; return whether it counts."""
-        if not self.writer.is_connected(name):
+    def looks_elsewhere(self) -> bool:
+        """Tell whether the region's customers look at another node than they write to."""
+        try:
+            return bool(self.market.topology().region(self.region).reads)
+        except LabError:
             return False
+
+    def write(
+        self,
+        name: str,
+        kind: Kind,
+        keys: Sequence[UUID],
+        statements: Sequence[tuple[str, Any]],
+        prepare: bool = True,
+    ) -> bool:
+        """Write rows by their keys, several in one transaction; return whether they count.
+
+        Each has its lines in the ledger. The connection is there.
+        """
+
+        def work() -> None:
+            assert self.writer.connection is not None
+            whole = self.writer.connection.transaction() if len(statements) > 1 else nullcontext()
+            with whole:
+                for statement, values in statements:
+                    self.writer.execute(statement, values, prepare)
+
         ledger = self.market.ledger
-        ledger.write("I", kind, key)
+        for key in keys:
+            ledger.write("I", kind, key)
         mark: Mark = "U"
         try:
-            mark = self.writer.run(name, statement, values, prepare)[0]
+            mark = self.writer.attempt(name, work)[0]
         finally:
             # A kill of the greenlet passes through here too, and leaves the write unknown.
-            ledger.write(mark, kind, key)
+            for key in keys:
+                ledger.write(mark, kind, key)
         if mark == "A":
             self.market.note_ack(self.region)
         return mark == "A"

@@ -13,6 +13,7 @@ ROUND_TRIPS: Mapping[str, tuple[int, str]] = {
     "connect": (4, "TCP, start-up, and two for SCRAM"),
     "sign up": (1, "one statement"),
     "buy": (1, "one statement"),
+    "basket": (4, "BEGIN, two statements, COMMIT"),
     "look": (1, "one statement"),
 }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import errors
@@ -67,7 +69,7 @@ def connect(login: Login, timeout_s: float = 0) -> psycopg.Connection[tuple[obje
 
 def apply(
     connection: psycopg.Connection[tuple[object, ...]],
-    scripts: Sequence[Mapping[str, str]],
+    scripts: Sequence[Mapping[str, Any]],
     dry_run: bool = False,
     lock_timeout_ms: int = 0,
     timeout_s: float = 60,
@@ -77,7 +79,8 @@ def apply(
     A script changed something exactly where its transaction was given a transaction id: PostgreSQL
     assigns one on the first write, and CREATE ... IF NOT EXISTS on a thing that exists writes
     nothing. A dry run rolls all of them back together, since a later script may need an earlier
-    one.
+    one. One that is "recorded" leaves its fingerprint in lab.script, and is not run
+    again while it stays the same: for those that write even where nothing changes.
 
     With lock_timeout_ms a script gives up waiting for a lock after that time, since everyone who
     comes after it waits behind it, and tries again until timeout_s. Raises LabError with the
@@ -87,13 +90,13 @@ def apply(
     connection.autocommit = True
     outer = connection.transaction(force_rollback=True) if dry_run else contextlib.nullcontext()
     with outer:
-        _take_turns(connection, timeout_s)
+        take_turns(connection, timeout_s)
         connection.execute(f"SET lock_timeout = {int(lock_timeout_ms)}")
         for script in scripts:
             deadline = time.monotonic() + (timeout_s if lock_timeout_ms and not dry_run else 0)
             while True:
                 try:
-                    if _run(connection, script["text"]):
+                    if _run(connection, script):
                         changed.append(script["name"])
                     break
                 except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
@@ -106,7 +109,7 @@ def apply(
     return changed
 
 
-def _take_turns(connection: psycopg.Connection[tuple[object, ...]], timeout_s: float) -> None:
+def take_turns(connection: psycopg.Connection[tuple[object, ...]], timeout_s: float) -> None:
     """Wait for other runs' scripts to end: CREATE ... IF NOT EXISTS fails beside its like.
 
     What a killed playbook left at work is another run too. The lock ends with the connection.
@@ -120,11 +123,34 @@ def _take_turns(connection: psycopg.Connection[tuple[object, ...]], timeout_s: f
         ) from None
 
 
-def _run(connection: psycopg.Connection[tuple[object, ...]], text: str) -> bool:
+def _run(connection: psycopg.Connection[tuple[object, ...]], script: Mapping[str, Any]) -> bool:
     with connection.transaction():
-        connection.execute(text.encode())
+        if script.get("recorded") and not _record(connection, script):
+            return False
+        connection.execute(script["text"].encode())
         row = connection.execute("SELECT pg_current_xact_id_if_assigned() IS NOT NULL").fetchone()
         return bool(row and row[0])
+
+
+def _record(connection: psycopg.Connection[tuple[object, ...]], script: Mapping[str, Any]) -> bool:
+    """Leave a script's fingerprint; return whether it was another one, or none."""
+    key = (script["name"], hashlib.sha256(script["text"].encode()).hexdigest())
+    if connection.execute("SELECT to_regclass('lab.script') IS NULL").fetchone() == (True,):
+        connection.execute(
+            "CREATE SCHEMA IF NOT EXISTS lab;"
+            " CREATE TABLE lab.script (name text PRIMARY KEY, fingerprint text NOT NULL)"
+        )
+    found = connection.execute(
+        "SELECT FROM lab.script WHERE (name, fingerprint) = (%s, %s)", key
+    ).fetchone()
+    if found is not None:
+        return False
+    connection.execute(
+        "INSERT INTO lab.script VALUES (%s, %s)"
+        " ON CONFLICT (name) DO UPDATE SET fingerprint = EXCLUDED.fingerprint",
+        key,
+    )
+    return True
 
 
 def describe(error: psycopg.Error) -> str:

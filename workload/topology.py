@@ -9,13 +9,15 @@ from typing import Any, Literal
 
 from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
+from workload.runtime.nodes import NodeServer, Place, node_server
 from workload.sql import Login
 from workload.wan.config import Link
 
 #: The phases in the order of the road.
 PHASES = ("before", "expand_eu", "expand_world", "shard", "after")
 
-Role = Literal["primary", "standby", "fenced"]
+#: A replica holds copies and takes no customers' writes; a joining node takes no customers at all.
+Role = Literal["primary", "standby", "fenced", "replica", "joining"]
 
 
 def build(
@@ -27,38 +29,52 @@ def build(
     nodes: Sequence[Mapping[str, Any]],
     links: Sequence[Link] = (),
     roles: Mapping[str, str] | None = None,
+    servers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the content of topology.json.
 
-    nodes: [{name, region, host, port, follows}]; regions: {name: {countries}}; links: the WAN's;
-    roles: those that hold now, by node, where they are no longer the inventory's. A region's
-    customers go to the nodes of their own region, or else to those of the first node's, over the
-    WAN where there is a link.
+    nodes: [{name, region, host, port, follows, container}]; regions: {name: {countries}}; links:
+    the WAN's; roles: those that hold now, by node, where they are no longer the inventory's;
+    servers: what the nodes run on, {image, bin_dir, network}. The first node's region is the
+    origin: nodes of others begin as replicas.
     """
+    origin = nodes[0]["region"]
+
+    def begins_as(node: Mapping[str, Any]) -> str:
+        if node["follows"]:
+            return "standby"
+        return "primary" if node["region"] == origin else "replica"
+
     found_nodes = {
         node["name"]: {
             "region": node["region"],
             "host": node["host"],
             "port": node["port"],
-            "role": (roles or {}).get(node["name"])
-            or ("standby" if node["follows"] else "primary"),
+            "role": (roles or {}).get(node["name"]) or begins_as(node),
+            "container": node["container"],
         }
         for node in nodes
     }
-    return {
+    by_region: dict[str, dict[str, Link]] = {}
+    for link in links:
+        by_region.setdefault(link.source, {})[link.node] = link
+    content = {
         "phase": phase,
         "runtime": runtime,
         "dbname": dbname,
         "customers": dict(customers),
+        "servers": dict(servers or {}),
         "nodes": found_nodes,
         "regions": {
             name: {
                 "countries": list(entry["countries"]),
-                **_addresses(name, found_nodes, links),
+                "ways": _ways(found_nodes, by_region.get(name, {})),
             }
             for name, entry in regions.items()
         },
     }
+    _route(content)
+    return content
 
 
 def set_roles(lab: Lab, roles: Mapping[str, Role]) -> None:
@@ -66,45 +82,54 @@ def set_roles(lab: Lab, roles: Mapping[str, Role]) -> None:
     content = read_json(lab.topology_file)
     for name, role in roles.items():
         content["nodes"][name]["role"] = role
-    for name, region in content["regions"].items():
-        region.update(_in_order(name, region["addresses"], content["nodes"]))
+    _route(content)
     write_atomically(lab.topology_file, json.dumps(content, indent=1) + "\n")
 
 
-def _addresses(
-    region: str, nodes: Mapping[str, Mapping[str, Any]], links: Sequence[Link]
-) -> dict[str, Any]:
-    by_node = {link.node: link for link in links if link.source == region}
-    own = [name for name, node in nodes.items() if node["region"] == region]
-    home = nodes[own[0] if own else next(iter(nodes))]["region"]
-    addresses = [
+def _ways(
+    nodes: Mapping[str, Mapping[str, Any]], links: Mapping[str, Link]
+) -> list[dict[str, Any]]:
+    """Return how a region reaches each node, over the WAN where there is a link."""
+    return [
         {
             "node": name,
-            "host": nodes[name]["host"],
-            "port": by_node[name].port if name in by_node else nodes[name]["port"],
-            "rtt_ms": by_node[name].rtt_ms if name in by_node else 0.0,
+            "host": node["host"],
+            "port": links[name].port if name in links else node["port"],
+            "rtt_ms": links[name].rtt_ms if name in links else 0.0,
         }
         for name, node in nodes.items()
-        if node["region"] == home
     ]
-    return _in_order(region, addresses, nodes)
 
 
-def _in_order(
-    region: str,
-    addresses: Sequence[Mapping[str, Any]],
-    nodes: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    order = sorted(addresses, key=lambda address: nodes[address["node"]]["role"] != "primary")
-    has_standby = any(nodes[address["node"]]["role"] == "standby" for address in order)
-    at_home = nodes[order[0]["node"]]["region"] == region
-    return {
+def _route(content: dict[str, Any]) -> None:
+    """Say for each region where its customers write and look, by the nodes' roles.
+
+    They write to their own region's primary, or else to the first one that there is, and know its
+    standby too. They look at home where something there has their rows: a standby before its
+    primary, or a replica; for others a standby is as far away as its primary.
+    """
+    nodes = content["nodes"]
+    first = next(
+        (node["region"] for node in nodes.values() if node["role"] == "primary"),
+        next(iter(nodes.values()))["region"],
+    )
+    for name, region in content["regions"].items():
+        by_role: dict[str, list[dict[str, Any]]] = {}
+        has_primary = any(
+            node["region"] == name and node["role"] == "primary" for node in nodes.values()
+        )
+        home = name if has_primary else first
+        for way in region["ways"]:
+            node = nodes[way["node"]]
+            if node["region"] == home or (node["region"], node["role"]) == (name, "replica"):
+                by_role.setdefault(node["role"], []).append(way)
+        serving = [by_role.get(role, []) for role in ("primary", "standby", "fenced")]
+        addresses = [way for ways in serving for way in ways]
+        reads = by_role.get("replica", [])
+        if home == name and by_role.get("standby"):
+            reads = by_role["standby"] + by_role.get("primary", [])
         # The address that the region's customers write to now; the others are where they look next.
-        **order[0],
-        "addresses": order,
-        # Only those at home: for the others a standby is as far away as its primary.
-        "reads": "standby" if has_standby and at_home else "primary",
-    }
+        region.update(**addresses[0], addresses=addresses, reads=reads)
 
 
 @dataclass(frozen=True)
@@ -117,13 +142,21 @@ class Region:
     host: str
     port: int
     rtt_ms: float
-    #: {node, host, port, rtt_ms} of each node that may serve it, the primary first.
+    #: {node, host, port, rtt_ms} of each node that may take its writes, the primary first.
     addresses: tuple[Mapping[str, Any], ...]
-    reads: str
+    #: The same of each node that its customers look at, best first; none where they look where
+    #: they write.
+    reads: tuple[Mapping[str, Any], ...]
+    #: The same of every node of the lab.
+    ways: tuple[Mapping[str, Any], ...]
 
     def node_at(self, port: int) -> str:
         """Return which node a connection to a port of this machine reaches."""
-        return next((str(a["node"]) for a in self.addresses if a["port"] == port), self.node)
+        return next((str(way["node"]) for way in self.ways if way["port"] == port), self.node)
+
+    def way_to(self, node: str) -> Mapping[str, Any]:
+        """Return {node, host, port, rtt_ms} by which the region reaches a node of the lab."""
+        return next(way for way in self.ways if way["node"] == node)
 
 
 @dataclass(frozen=True)
@@ -138,6 +171,8 @@ class Topology:
     password_file: str
     regions: tuple[Region, ...]
     nodes: Mapping[str, Mapping[str, Any]]
+    #: What the nodes run on: image, bin_dir and network.
+    servers: Mapping[str, str]
 
     @classmethod
     def load(cls, lab: Lab) -> Topology:
@@ -165,11 +200,13 @@ class Topology:
                         port=int(r["port"]),
                         rtt_ms=float(r["rtt_ms"]),
                         addresses=tuple(r["addresses"]),
-                        reads=r["reads"],
+                        reads=tuple(r["reads"]),
+                        ways=tuple(r["ways"]),
                     )
                     for name, r in found["regions"].items()
                 ),
                 nodes={name: dict(node) for name, node in found["nodes"].items()},
+                servers=dict(found["servers"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LabError(
@@ -192,8 +229,48 @@ class Topology:
         """Return the node that takes the writes of the first region."""
         return next(name for name, node in self.nodes.items() if node["role"] == "primary")
 
-    def customers_login(self, region: Region) -> Login:
-        """Return how a region's customers connect, with every node that may serve them."""
+    def countries(self) -> dict[str, tuple[str, ...]]:
+        """Return each region's countries."""
+        return {region.name: region.countries for region in self.regions}
+
+    def origin(self) -> str:
+        """Return the region that the company started in."""
+        return str(next(iter(self.nodes.values()))["region"])
+
+    def primaries(self) -> list[str]:
+        """Return the nodes that take writes, the first region's first."""
+        return [name for name, node in self.nodes.items() if node["role"] == "primary"]
+
+    def primary_of(self, region: str) -> str | None:
+        """Return the node of a region that takes its writes, None where they go elsewhere."""
+        found = (name for name in self.primaries() if self.nodes[name]["region"] == region)
+        return next(found, None)
+
+    def is_home(self, region: Region) -> bool:
+        """Tell whether a region's customers write to a node of their own region."""
+        return bool(self.nodes[region.node]["region"] == region.name)
+
+    def server(self, name: str) -> NodeServer:
+        """Return a node's server process and data directory."""
+        node = self.nodes[name]
+        place = Place(
+            lab=self.lab,
+            runtime=self.runtime,
+            node=name,
+            host=node["host"],
+            port=int(node["port"]),
+            container=node["container"],
+            network=self.servers["network"],
+            image=self.servers["image"],
+            bin_dir=self.servers["bin_dir"],
+        )
+        return node_server(place)
+
+    def customers_login(self, region: Region, reads: bool = False) -> Login:
+        """Return how a region's customers connect, with every node that may serve them.
+
+        With reads, to look. Raises LabError where their password is not readable.
+        """
         try:
             password = (self.lab.home / self.password_file).read_text()
         except OSError as error:
@@ -201,8 +278,9 @@ class Topology:
                 f"the customers' password is not readable ({error}): run the playbook of the phase"
                 " again"
             ) from error
-        hosts = ",".join(str(address["host"]) for address in region.addresses)
-        ports = ",".join(str(address["port"]) for address in region.addresses)
+        addresses = (reads and region.reads) or region.addresses
+        hosts = ",".join(str(address["host"]) for address in addresses)
+        ports = ",".join(str(address["port"]) for address in addresses)
         return Login(hosts, ports, self.user, password, self.dbname)
 
     def operator_login(self, node: str, password: str) -> Login:

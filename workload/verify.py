@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import psycopg
+from psycopg import sql
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from workload.ledger import KINDS, read
-from workload.sql import connect
+from workload.sql import Login, connect
 from workload.topology import Topology
 
-OUTCOMES = """
-WITH outcome AS (
-  SELECT kind, id, bool_or(mark = 'A') AS acknowledged, bool_or(mark = 'F') AS refused
-  FROM ledger GROUP BY kind, id
-), present AS (
-  SELECT 'c' AS kind, id, count(*) AS copies FROM customer GROUP BY id
-  UNION ALL
-  SELECT 'p', id, count(*) FROM purchase GROUP BY id
-)
-SELECT
-  kind,
-  count(*) AS intents,
-  count(*) FILTER (WHERE acknowledged) AS acknowledged,
-  count(*) FILTER (WHERE NOT acknowledged AND refused) AS refused,
-  count(*) FILTER (WHERE NOT acknowledged AND NOT refused) AS unknown,
-  count(*) FILTER (WHERE acknowledged AND copies IS NULL) AS lost,
-  count(*) FILTER (WHERE copies > 1) AS doubled,
-  count(*) FILTER (WHERE NOT acknowledged AND refused AND copies > 0) AS ghosts,
-  (array_agg(id) FILTER (WHERE acknowledged AND copies IS NULL))[1:3] AS examples
-FROM outcome LEFT JOIN present USING (kind, id)
-GROUP BY kind ORDER BY kind
+#: Where rows stand by themselves: the table of the start, or the leaves that are no foreign tables.
+OWN_TABLES = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relname = %(table)s AND CASE
+  WHEN EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('public.' || %(table)s)
+               AND relkind = 'r') THEN n.nspname = 'public'
+  ELSE c.oid IN (SELECT inhrelid FROM pg_inherits
+                 WHERE inhparent = to_regclass('global.' || %(table)s))
+END
+"""
+#: How often each id of the ledger is in a node's own tables: a foreign table's rows are another's.
+PRESENT = """
+SELECT kind, id, count(*) AS copies FROM ({tables}) AS found (kind, id)
+WHERE (kind, id) IN (SELECT kind, id FROM ledger) GROUP BY kind, id
 """
 
 
@@ -60,26 +57,72 @@ class Verdict:
 
 
 def verify(topology: Topology, password: str) -> list[Verdict]:
-    """Compare the whole ledger with the database, and return a verdict for each table.
+    """Compare the whole ledger with the databases, and return a verdict for each table.
 
-    The ledger is read before the tables, so this may run while customers write. Raises LabError
-    where the node takes no login.
+    A row counts where it is at home, which is on the nodes that take writes: replicas and standbys
+    hold copies. The ledger is read before the tables, so this may run while customers write. Raises
+    LabError where a node takes no login.
     """
-    with (
-        connect(topology.operator_login(topology.primary(), password)) as connection,
-        connection.cursor(row_factory=psycopg.rows.dict_row) as cursor,
-    ):
-        cursor.execute('CREATE TEMP TABLE ledger (mark "char", kind text, id uuid) ON COMMIT DROP')
-        with cursor.copy("COPY ledger FROM STDIN") as copy:
-            for line in read(topology.lab.home / "ledger"):
-                copy.write_row(line)
-        rows = {row.pop("kind"): row for row in cursor.execute(OUTCOMES).fetchall()}
-    verdicts = []
-    for kind, table in KINDS.items():
-        row = rows.get(kind, {})
-        row["examples"] = row.get("examples") or []
-        verdicts.append(Verdict(table=table, **row))
-    return verdicts
+    outcomes: dict[tuple[str, UUID], set[str]] = {}
+    for mark, kind, key in read(topology.lab.home / "ledger"):
+        outcomes.setdefault((kind, UUID(key)), set()).add(mark)
+    copies: Counter[tuple[str, UUID]] = Counter()
+    for node in topology.primaries():
+        copies.update(_present(topology.operator_login(node, password), outcomes))
+    return [_judge(kind, table, outcomes, copies) for kind, table in KINDS.items()]
+
+
+def _present(login: Login, keys: Iterable[tuple[str, UUID]]) -> dict[tuple[str, UUID], int]:
+    """Return how often each key is in the tables of a node."""
+    with connect(login) as connection:
+        connection.execute("CREATE TEMP TABLE ledger (kind text, id uuid) ON COMMIT DROP")
+        with connection.cursor().copy("COPY ledger FROM STDIN") as copy:
+            for key in keys:
+                copy.write_row(key)
+        connection.execute("CREATE UNIQUE INDEX ON ledger (kind, id)")
+        connection.execute("ANALYZE ledger")
+        tables = [
+            sql.SQL("SELECT {}::text, id FROM {}").format(sql.Literal(kind), name)
+            for kind, table in KINDS.items()
+            for name in own_tables(connection, table)
+        ]
+        if not tables:
+            return {}
+        statement = sql.SQL(PRESENT).format(tables=sql.SQL(" UNION ALL ").join(tables))
+        rows: list[Any] = connection.execute(statement).fetchall()
+    return {(kind, key): found for kind, key, found in rows}
+
+
+def own_tables(connection: psycopg.Connection[Any], table: str) -> list[sql.Identifier]:
+    """Return the tables of a node that hold the rows of "customer" or "purchase" on it."""
+    rows = connection.execute(OWN_TABLES, {"table": table}).fetchall()
+    return [sql.Identifier(schema, name) for schema, name in rows]
+
+
+def _judge(
+    kind: str,
+    table: str,
+    outcomes: Mapping[tuple[str, UUID], set[str]],
+    copies: Mapping[tuple[str, UUID], int],
+) -> Verdict:
+    found: Counter[str] = Counter()
+    examples = []
+    for key, marks in outcomes.items():
+        if key[0] != kind:
+            continue
+        there = copies.get(key, 0)
+        outcome = next((name for mark, name in _OUTCOMES if mark in marks), "unknown")
+        found["intents"] += 1
+        found[outcome] += 1
+        found["doubled"] += there > 1
+        found["ghosts"] += outcome == "refused" and there > 0
+        if outcome == "acknowledged" and not there:
+            found["lost"] += 1
+            examples.append(key[1])
+    return Verdict(table=table, **found, examples=examples[:3])
+
+
+_OUTCOMES = (("A", "acknowledged"), ("F", "refused"))
 
 
 def show(verdicts: list[Verdict], console: Console) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import LabAction
+from workload.control import LOGIN, LabAction
 from workload.errors import LabError, WrongPasswordError
 from workload.sql import Login, apply, connect
 
@@ -20,17 +20,7 @@ class ActionModule(LabAction):
     """The action."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
-        "login": {
-            "type": "dict",
-            "required": True,
-            "options": {
-                "host": {"type": "str", "required": True},
-                "port": {"type": "int", "required": True},
-                "user": {"type": "str", "required": True},
-                "password": {"type": "str", "required": True, "no_log": True},
-                "dbname": {"type": "str", "default": "postgres"},
-            },
-        },
+        "login": LOGIN,
         "scripts": {
             "type": "list",
             "elements": "dict",
@@ -39,6 +29,8 @@ class ActionModule(LabAction):
                 # How errors name the script.
                 "name": {"type": "str", "required": True},
                 "text": {"type": "str", "required": True},
+                # Run once only, by its fingerprint in lab.script.
+                "recorded": {"type": "bool", "default": False},
             },
         },
         # The oldest PostgreSQL major that will do.

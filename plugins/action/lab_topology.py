@@ -30,6 +30,10 @@ class ActionModule(LabAction):
         "nodes": {"type": "list", "elements": "dict", "required": True, "options": NODE},
         # The arguments of links_for that the nodes do not tell; none while all are at home.
         "wan": {"type": "dict", "default": {}},
+        # What the nodes run on: image, bin_dir and network.
+        "servers": {"type": "dict", "required": True},
+        # reached: the phase is. joining: it is not yet; new nodes are named, and nobody sent there.
+        "state": {"type": "str", "choices": ["reached", "joining"], "default": "reached"},
         # Roles that change with this step.
         "roles": {"type": "dict", "default": {}},
     }
@@ -39,9 +43,16 @@ class ActionModule(LabAction):
         lab = Lab(arguments["name"], home_path(arguments["home"]))
         before = read_json(lab.topology_file)
         roles = {name: node["role"] for name, node in before.get("nodes", {}).items()}
+        phase = arguments["phase"]
+        if arguments["state"] == "joining":
+            phase = before["phase"]
+            names = [node["name"] for node in arguments["nodes"]]
+            roles = {**dict.fromkeys(names, "joining"), **roles}
+        else:
+            roles = {name: role for name, role in roles.items() if role != "joining"}
         wan = arguments["wan"]
         wanted = build(
-            phase=arguments["phase"],
+            phase=phase,
             runtime=arguments["runtime"],
             dbname=arguments["dbname"],
             customers=arguments["customers"],
@@ -49,6 +60,7 @@ class ActionModule(LabAction):
             nodes=arguments["nodes"],
             links=links_for(nodes=arguments["nodes"], **wan) if wan else [],
             roles={**roles, **arguments["roles"]},
+            servers=arguments["servers"],
         )
         changed = before != wanted
         if changed and not dry_run:

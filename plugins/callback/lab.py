@@ -74,6 +74,7 @@ class CallbackModule(DefaultCallback):
             return
         action = result.task.action.rpartition(".")[2]
         if action in (
+            "include_role",
             "include_tasks",
             "import_tasks",
             "set_fact",
@@ -84,9 +85,10 @@ class CallbackModule(DefaultCallback):
         if action == "debug":
             # Said to people, so in lines that they can read; an error stays one line.
             said = str(result.result.get("msg", ""))
-            self._display.display(
-                textwrap.fill(said, WIDTH, initial_indent="  ", subsequent_indent="  ")
-            )
+            for line in said.splitlines():
+                self._display.display(
+                    textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  ")
+                )
             return
         self._line("changed" if result.result.get("changed") else "ok", result)
 

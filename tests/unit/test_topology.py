@@ -14,16 +14,18 @@ from workload.topology import Topology, build
 
 CUSTOMERS = {"user": "customers", "password_file": "secrets/customers"}
 REGIONS = {"eu": {"countries": ["uk", "de"]}, "jp": {"countries": ["jp"]}}
-WHOLE = ("phase", "runtime", "dbname", "customers", "nodes", "regions")
+WHOLE = ("phase", "runtime", "dbname", "customers", "nodes", "regions", "servers")
 
 
 def node(name: str, region: str, port: int) -> dict[str, Any]:
     address = {"host": "127.0.0.1", "port": port}
-    return {"name": name, "region": region, "follows": "", "volume": "v", **address}
+    return {"name": name, "region": region, "follows": "", "container": "c", **address}
 
 
-def written(nodes: list[dict[str, Any]], regions: dict[str, Any]) -> dict[str, Any]:
-    return build("before", "embedded", "postgres", CUSTOMERS, regions, nodes)
+def written(
+    nodes: list[dict[str, Any]], regions: dict[str, Any], roles: dict[str, str] | None = None
+) -> dict[str, Any]:
+    return build("before", "embedded", "postgres", CUSTOMERS, regions, nodes, roles=roles)
 
 
 @pytest.fixture
@@ -38,10 +40,21 @@ def found() -> dict[str, Any]:
 
 def test_customers_go_to_the_first_node_of_their_own_region() -> None:
     nodes = [node("eu", "eu", 1), node("eu_2", "eu", 2), node("jp", "jp", 3)]
-    regions = written(nodes, REGIONS)["regions"]
+    regions = written(nodes, REGIONS, {"jp": "primary"})["regions"]
     assert {name: region["node"] for name, region in regions.items()} == {"eu": "eu", "jp": "jp"}
     assert (regions["jp"]["host"], regions["jp"]["port"]) == ("127.0.0.1", 3)
     assert regions["eu"]["countries"] == ["uk", "de"]
+
+
+def test_customers_look_at_home_and_write_to_the_origin_while_their_node_is_a_replica() -> None:
+    nodes = [node("eu", "eu", 1), node("eu_2", "eu", 2), node("jp", "jp", 3)]
+    roles = {"eu_2": "standby"}
+    regions = written(nodes, REGIONS, roles)["regions"]
+    assert [way["node"] for way in regions["jp"]["addresses"]] == ["eu", "eu_2"]
+    assert [way["node"] for way in regions["jp"]["reads"]] == ["jp"]
+    assert [way["node"] for way in regions["eu"]["reads"]] == ["eu_2", "eu"]
+    joining = written(nodes, REGIONS, {**roles, "jp": "joining"})["regions"]["jp"]
+    assert (joining["node"], joining["reads"]) == ("eu", [])
 
 
 def test_customers_of_a_region_without_a_node_go_to_the_first_node() -> None:

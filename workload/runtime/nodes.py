@@ -8,8 +8,10 @@ node's volume. So a standby is seeded, fenced and rewound by the same lines in b
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import subprocess
+import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from workload.runtime.embedded import EmbeddedServer, last_line, run_as
 
 #: Seconds for one script; a base backup of the largest lab takes a tenth of it.
 SCRIPT_TIMEOUT_S = 600
+#: Where a script in a container finds its standard input: the API has no simple way to send one.
+STDIN = "/tmp/lab-stdin"
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,25 @@ class NodeServer(ABC):
         """Start the server as it was last configured; raises LabError where it does not start."""
 
     @abstractmethod
+    def run(
+        self, script: str, environ: Mapping[str, str] | None = None, stdin: bytes = b""
+    ) -> bytes:
+        """Run a script on the data directory and return its output.
+
+        In Docker a byte of it that is not UTF-8 is lost. Raises LabError with what it said last.
+        """
+
+    @abstractmethod
+    def log_file(self) -> Path | None:
+        """Return the server's log where scripts can read it as a file, None elsewhere."""
+
+    @abstractmethod
+    def log_bytes(self) -> bytes | None:
+        """Return all of the server's log that there is, None where nothing has kept one."""
+
     def shell(self, script: str, environ: Mapping[str, str] | None = None) -> str:
         """Run a script on the data directory; raises LabError with what it said last."""
+        return self.run(script, environ).decode(errors="replace")
 
     def has_data(self) -> bool:
         """Tell whether the data directory holds a whole cluster."""
@@ -99,7 +120,9 @@ class EmbeddedNode(NodeServer):
         with self.server.locked():
             self.server.start(timeout_s)
 
-    def shell(self, script: str, environ: Mapping[str, str] | None = None) -> str:
+    def run(
+        self, script: str, environ: Mapping[str, str] | None = None, stdin: bytes = b""
+    ) -> bytes:
         """Run a script as the user that PostgreSQL agrees to run as."""
         self.server.base.mkdir(parents=True, exist_ok=True, mode=0o700)
         done = subprocess.run(
@@ -110,14 +133,24 @@ class EmbeddedNode(NodeServer):
                 "PGDATA": str(self.server.data),
                 **(environ or {}),
             },
+            input=stdin,
             capture_output=True,
-            text=True,
             check=False,
             timeout=SCRIPT_TIMEOUT_S,
         )
         if done.returncode:
-            raise LabError(f"{self.place.node}: {last_line(done.stderr or done.stdout)}")
+            said = (done.stderr or done.stdout).decode(errors="replace")
+            raise LabError(f"{self.place.node}: {last_line(said)}")
         return done.stdout
+
+    def log_file(self) -> Path | None:
+        """Return the log beside the data directory."""
+        return self.server.log if self.server.log.exists() else None
+
+    def log_bytes(self) -> bytes | None:
+        """Read the log beside the data directory."""
+        path = self.log_file()
+        return None if path is None else path.read_bytes()
 
 
 class DockerNode(NodeServer):
@@ -155,14 +188,16 @@ class DockerNode(NodeServer):
         except docker.errors.DockerException as error:
             raise LabError(f"container {self.place.container} does not start: {error}") from error
 
-    def shell(self, script: str, environ: Mapping[str, str] | None = None) -> str:
+    def run(
+        self, script: str, environ: Mapping[str, str] | None = None, stdin: bytes = b""
+    ) -> bytes:
         """Run a script as postgres in a container of its own that has the node's volume."""
         client = self.engine.client
         labels = self.place.lab.node_labels(self.place.node)
         client.volumes.create(self.place.container, labels=labels)
         container = client.containers.create(
             self.place.image,
-            ["-eu", "-c", script],
+            ["-eu", "-c", f"exec <{STDIN}\n{script}" if stdin else script],
             entrypoint="/bin/sh",
             user="postgres",
             environment=dict(environ or {}),
@@ -171,15 +206,43 @@ class DockerNode(NodeServer):
             labels=labels,
         )
         try:
+            if stdin:
+                container.put_archive("/", archive(STDIN, stdin))
             container.start()
             status = container.wait(timeout=SCRIPT_TIMEOUT_S)["StatusCode"]
-            said = container.logs(stdout=True, stderr=False).decode(errors="replace")
+            said: bytes = container.logs(stdout=True, stderr=False)
             if status:
-                complaint = container.logs(stdout=False, stderr=True).decode(errors="replace")
-                raise LabError(f"{self.place.node}: {last_line(complaint or said)}")
+                complaint = container.logs(stdout=False, stderr=True) or said
+                raise LabError(
+                    f"{self.place.node}: {last_line(complaint.decode(errors='replace'))}"
+                )
             return said
         finally:
             container.remove(force=True)
+
+    def log_file(self) -> Path | None:
+        """Return nothing: the engine has the log."""
+        return None
+
+    def log_bytes(self) -> bytes | None:
+        """Ask the engine for what the container has said."""
+        try:
+            said: bytes = self.engine.client.containers.get(self.place.container).logs()
+        except docker.errors.NotFound:
+            return None
+        except docker.errors.APIError as error:
+            raise LabError(f"{self.place.node}: its log cannot be read: {error}") from error
+        return said
+
+
+def archive(path: str, content: bytes) -> bytes:
+    """Return a tar archive with one file that all may read."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        entry = tarfile.TarInfo(path.lstrip("/"))
+        entry.size, entry.mode = len(content), 0o644
+        tar.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
 
 
 def node_server(place: Place) -> NodeServer:

@@ -1,0 +1,129 @@
+"""The leaf partitions: <region>.customer, <region>.purchase and <region>.test below global.*.
+
+A leaf is made in steps, so that rows can be loaded before there are keys to keep up: the table, its
+keys, what it refers to, and its place below the parent. Its CHECK says the same as its partition
+bound: a direct insert of a stranger is refused on the leaf itself, attached or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+#: The partitioned tables, each after those that it refers to.
+TABLES = ("customer", "purchase", "test")
+_PERSON = (
+    "CREATE TABLE {leaf} (id uuid NOT NULL DEFAULT gen_random_uuid(), email text NOT NULL,"
+    " country global.country NOT NULL, CONSTRAINT home CHECK (country IN ({countries})))"
+)
+_CREATE = {
+    "customer": _PERSON,
+    "purchase": (
+        "CREATE TABLE {leaf} (id uuid NOT NULL DEFAULT gen_random_uuid(),"
+        " customer_id uuid NOT NULL, amount decimal NOT NULL, country global.country NOT NULL,"
+        " CONSTRAINT home CHECK (country IN ({countries})))"
+    ),
+    "test": _PERSON,
+}
+_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "customer": ("id", "email", "country"),
+    "purchase": ("id", "customer_id", "amount", "country"),
+    "test": ("id", "email", "country"),
+}
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "customer": ("ALTER TABLE {leaf} ADD PRIMARY KEY (id)",),
+    "purchase": (
+        "ALTER TABLE {leaf} ADD PRIMARY KEY (id)",
+        "CREATE INDEX purchase_customer_id ON {leaf} (customer_id)",
+    ),
+    "test": ("ALTER TABLE {leaf} ADD PRIMARY KEY (id)",),
+}
+_REFERENCES: Mapping[str, tuple[str, ...]] = {
+    "purchase": ("ALTER TABLE {leaf} ADD FOREIGN KEY (customer_id) REFERENCES {customer} (id)",),
+}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf partition by its region and table."""
+
+    region: str
+    table: str
+    countries: tuple[str, ...]
+    #: The schema that it stands in: its region's, or another one while it is filled.
+    schema: str
+
+    @property
+    def name(self) -> str:
+        """The leaf as messages name it."""
+        return f"{self.region}.{self.table}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Its columns in order."""
+        return _COLUMNS[self.table]
+
+    def identifier(self) -> sql.Identifier:
+        """Return its qualified name."""
+        return sql.Identifier(self.schema, self.table)
+
+    def parent(self) -> sql.Identifier:
+        """Return its parent's qualified name."""
+        return sql.Identifier("global", self.table)
+
+    def column_list(self) -> sql.Composed:
+        """Return its columns as a list."""
+        return sql.SQL(", ").join(map(sql.Identifier, self.columns))
+
+    def country_list(self) -> sql.Composed:
+        """Return its countries as a list of literals."""
+        return sql.SQL(", ").join(map(sql.Literal, self.countries))
+
+    def create(self) -> sql.Composed:
+        """Return the statement that makes the table, without keys."""
+        return self._format(_CREATE[self.table])
+
+    def keys(self) -> list[sql.Composed]:
+        """Return the statements that make its primary key and indexes."""
+        return [self._format(text) for text in _KEYS[self.table]]
+
+    def references(self) -> list[sql.Composed]:
+        """Return the statements that make its foreign keys; they need the region's other keys."""
+        return [self._format(text) for text in _REFERENCES.get(self.table, ())]
+
+    def attach(self) -> sql.Composed:
+        """Return the statement that makes it a partition of its parent."""
+        text = "ALTER TABLE {parent} ATTACH PARTITION {leaf} FOR VALUES IN ({countries})"
+        return self._format(text)
+
+    def detach(self) -> sql.Composed:
+        """Return the statement that takes it out of its parent."""
+        return self._format("ALTER TABLE {parent} DETACH PARTITION {leaf}")
+
+    def _format(self, text: str) -> sql.Composed:
+        return sql.SQL(text).format(
+            leaf=self.identifier(),
+            parent=self.parent(),
+            customer=sql.Identifier(self.schema, "customer"),
+            countries=self.country_list(),
+        )
+
+
+def leaves_of(
+    regions: Mapping[str, Sequence[str]],
+    only: Iterable[str] | None = None,
+    schema: str = "{region}",
+) -> list[Leaf]:
+    """Return the leaves of all regions ({name: countries}), or of some.
+
+    schema is where they stand, with {region} for the region's name.
+    """
+    wanted = set(regions if only is None else only)
+    return [
+        Leaf(region, table, tuple(countries), schema.format(region=region))
+        for region, countries in regions.items()
+        if region in wanted
+        for table in TABLES
+    ]

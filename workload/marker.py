@@ -1,0 +1,61 @@
+"""Know that what was written on one node has arrived on others: a row that is followed there.
+
+Waiting for pg_stat_replication's positions would take up to 10 s: an idle subscriber reports its
+own that rarely (wal_receiver_status_interval).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+
+from workload.errors import LabError
+from workload.sql import Login, connect
+
+POLL_S = 0.005
+_WRITE = (
+    "INSERT INTO lab.marker VALUES (1, %s) ON CONFLICT (id) DO UPDATE SET token = EXCLUDED.token"
+)
+
+
+def write(connection: psycopg.Connection[Any]) -> UUID:
+    """Write a marker after all that is committed so far, and return it."""
+    token = uuid4()
+    connection.execute(_WRITE, (token,))
+    return token
+
+
+def await_arrival(connection: psycopg.Connection[Any], token: UUID, timeout_s: float) -> bool:
+    """Wait until a marker is visible on a node; return whether it was in time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        row = connection.execute("SELECT token FROM lab.marker WHERE id = 1").fetchone()
+        if row and row[0] == token:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+
+
+def await_all(source: Login, targets: Mapping[str, Login], timeout_s: float) -> float:
+    """Wait until all that is committed on a node has arrived on others; return the seconds.
+
+    targets: logins by node. Raises LabError with the node that is behind.
+    """
+    started = time.monotonic()
+    with connect(source) as connection:
+        connection.autocommit = True
+        token = write(connection)
+    for node, login in targets.items():
+        with connect(login) as connection:
+            connection.autocommit = True
+            if not await_arrival(connection, token, timeout_s):
+                raise LabError(
+                    f"{node} is more than {timeout_s:.0f} s behind {source.where}: make status"
+                    " names its lag, its log says why"
+                )
+    return time.monotonic() - started

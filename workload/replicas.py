@@ -1,0 +1,328 @@
+"""Logical replicas: leaves of the origin, copied to other nodes and kept up to date there.
+
+A subscription's own initial copy keeps up the keys row by row and copies one table a worker. Here a
+slot is made first, with an exported snapshot; the snapshot is copied by several binary COPYs, keys
+are built after, and the subscription begins where the snapshot ends (copy_data = false). New leaves
+are filled beside the old ones and take their place in one transaction, so that whoever reads there
+goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import ExecStatus
+
+from workload import marker
+from workload.bulk import Progress, Say, copy, in_parallel, run_all, split
+from workload.errors import LabError
+from workload.leaves import Leaf, leaves_of
+from workload.peers import conninfo_for, replication_password
+from workload.replication import REPLICATION_ROLE, poll
+from workload.sql import Login, connect, describe, take_turns
+from workload.topology import Topology
+
+SUBSCRIPTION = "lab"
+#: Where leaves stand while they are filled.
+INCOMING = "incoming_{region}"
+#: Seconds until a replica has to be up to date with the origin.
+CATCH_UP_S = 60.0
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What the first copy to one node took."""
+
+    node: str
+    rows: int
+    seconds: float
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows a second, keys included."""
+        return self.rows / max(1e-9, self.seconds)
+
+
+def publication(region: str) -> str:
+    """Return the name of the publication of a region's leaves."""
+    return f"lab_{region}"
+
+
+def slot(node: str) -> str:
+    """Return the name of a node's slot on the origin."""
+    return f"lab_{node.replace('-', '_')}"
+
+
+def replicate(
+    topology: Topology,
+    password: str,
+    regions: Mapping[str, Sequence[str]],
+    wanted: Mapping[str, Sequence[str]],
+    say: Say,
+) -> list[Copied]:
+    """Have each node hold copies of regions' leaves; return what was copied anew.
+
+    regions: {name: countries}, all; wanted: {node: regions whose leaves it copies}. A copy that is
+    kept up to date is left alone. Raises LabError with the node that it went wrong on.
+    """
+    source = topology.operator_login(topology.primaries()[0], password)
+    stale = [
+        node
+        for node in wanted
+        if not is_current(topology, password, node, leaves_of(regions, wanted[node]))
+    ]
+    if stale:
+        with connect(source, 10) as connection:
+            connection.autocommit = True
+            take_turns(connection, CATCH_UP_S)
+            publish(connection, regions)
+    found: list[Copied] = []
+
+    def job(node: str) -> None:
+        try:
+            found.append(_copy_to(topology, password, node, regions, wanted[node], say))
+        except psycopg.Error as error:
+            raise LabError(f"{node}: {describe(error)}") from None
+
+    in_parallel([lambda node=node: job(node) for node in stale])  # type: ignore[misc]
+    logins = {node: topology.operator_login(node, password) for node in wanted}
+    marker.await_all(source, logins, CATCH_UP_S)
+    return found
+
+
+def publish(connection: psycopg.Connection[Any], regions: Mapping[str, Sequence[str]]) -> None:
+    """Have a publication for each region's leaves, and one for the marker."""
+    tables = {
+        publication(region): [leaf.identifier() for leaf in leaves_of(regions, [region])]
+        for region in regions
+    }
+    tables["lab_marker"] = [sql.Identifier("lab", "marker")]
+    for name, members in tables.items():
+        exists = connection.execute(
+            "SELECT FROM pg_publication WHERE pubname = %s", (name,)
+        ).fetchone()
+        statement = "CREATE PUBLICATION {} FOR TABLE {}" if exists is None else ""
+        if statement:
+            connection.execute(
+                sql.SQL(statement).format(sql.Identifier(name), sql.SQL(", ").join(members))
+            )
+    marker.write(connection)
+
+
+def is_current(topology: Topology, password: str, node: str, leaves: Sequence[Leaf]) -> bool:
+    """Tell whether a node's copies are all there and the origin holds the slot that feeds them."""
+    with connect(topology.operator_login(node, password), 10) as connection:
+        row: Any = connection.execute(
+            "SELECT subenabled, subpublications FROM pg_subscription WHERE subname = %s",
+            (SUBSCRIPTION,),
+        ).fetchone()
+        wanted = {publication(leaf.region) for leaf in leaves} | {"lab_marker"}
+        if not row or not row[0] or set(row[1]) != wanted:
+            return False
+        if not all(_is_attached(connection, leaf) for leaf in leaves):
+            return False
+    with connect(topology.operator_login(topology.primaries()[0], password), 10) as connection:
+        found = connection.execute(
+            "SELECT FROM pg_replication_slots WHERE slot_name = %s AND wal_status <> 'lost'",
+            (slot(node),),
+        ).fetchone()
+    return found is not None
+
+
+def _is_attached(connection: psycopg.Connection[Any], leaf: Leaf) -> bool:
+    row = connection.execute(
+        "SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relispartition AND relkind = 'r'",
+        (leaf.identifier().as_string(connection),),
+    ).fetchone()
+    return row is not None
+
+
+def _copy_to(
+    topology: Topology,
+    password: str,
+    node: str,
+    regions: Mapping[str, Sequence[str]],
+    wanted: Sequence[str],
+    say: Say,
+) -> Copied:
+    origin = topology.primaries()[0]
+    source = topology.operator_login(origin, password)
+    target = topology.operator_login(node, password)
+    incoming = leaves_of(regions, wanted, INCOMING)
+    with connect(target, 10) as at_target:
+        at_target.autocommit = True
+        take_turns(at_target, CATCH_UP_S)
+        unsubscribe(at_target)
+        for region in wanted:
+            schema = sql.Identifier(INCOMING.format(region=region))
+            at_target.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(schema))
+            at_target.execute(sql.SQL("CREATE SCHEMA {}").format(schema))
+        for leaf in incoming:
+            at_target.execute(leaf.create())
+        at_target.execute("TRUNCATE lab.marker")
+        with connect(source, 10) as at_source:
+            at_source.autocommit = True
+            drop_slot(at_source, slot(node))
+        copied = load(
+            source, target, across_the_wan(topology, target, node), slot(node), incoming, say
+        )
+        with at_target.transaction():
+            for leaf in leaves_of(regions, wanted):
+                at_target.execute(
+                    sql.SQL("DROP TABLE IF EXISTS {} CASCADE").format(leaf.identifier())
+                )
+            for leaf in incoming:
+                at_target.execute(
+                    sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(
+                        leaf.identifier(), sql.Identifier(leaf.region)
+                    )
+                )
+            for leaf in leaves_of(regions, wanted):
+                at_target.execute(leaf.attach())
+        for region in wanted:
+            schema = sql.Identifier(INCOMING.format(region=region))
+            at_target.execute(sql.SQL("DROP SCHEMA {}").format(schema))
+        subscribe(
+            at_target,
+            conninfo_for(
+                topology,
+                node,
+                pair_of(topology, origin),
+                REPLICATION_ROLE,
+                replication_password(topology.lab),
+                node,
+            ),
+            slot(node),
+            [publication(region) for region in wanted],
+        )
+    return copied
+
+
+def across_the_wan(topology: Topology, login: Login, node: str) -> Login:
+    """Return how rows of the origin get to a node: as the nodes' own traffic, by the WAN."""
+    way = topology.region(topology.origin()).way_to(node)
+    return replace(login, host=str(way["host"]), port=int(way["port"]))
+
+
+def pair_of(topology: Topology, node: str) -> list[str]:
+    """Return the nodes of a node's region, itself first."""
+    region = topology.nodes[node]["region"]
+    others = [
+        name for name, other in topology.nodes.items() if other["region"] == region and name != node
+    ]
+    return [node, *others]
+
+
+def load(
+    source: Login,
+    target: Login,
+    way: Login,
+    slot_name: str,
+    leaves: Sequence[Leaf],
+    say: Say,
+) -> Copied:
+    """Make a slot and copy what its snapshot sees into leaves without keys; then build the keys.
+
+    The rows take the way, all else goes to the target directly; the slot has the target's name in
+    it. The marker's row comes along. Raises LabError; the slot stays then, for who cleans up.
+    """
+    name = slot_name.removeprefix("lab_")
+    with psycopg.connect(f"{source.conninfo()} replication=database", autocommit=True) as walsender:
+        snapshot = _make_slot(walsender, slot_name)
+        with connect(source, 10) as reader:
+            reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+            marker_table = sql.Identifier("lab", "marker")
+            columns = sql.SQL("id, token")
+            parts = list(split(reader, "lab.marker", marker_table, columns, marker_table))
+            total = 0
+            for leaf in leaves:
+                at_source = sql.Identifier(leaf.region, leaf.table)
+                parts += split(reader, leaf.name, at_source, leaf.column_list(), leaf.identifier())
+                total += _estimate(reader, at_source)
+            progress = Progress(name, total, say)
+            copy(source, way, snapshot, parts, progress)
+    say(f"{progress.line()}; building keys")
+    run_all(target, [leaf.keys() for leaf in leaves])
+    run_all(target, [leaf.references() for leaf in leaves])
+    run_all(target, [[sql.SQL("ANALYZE {}").format(leaf.identifier())] for leaf in leaves])
+    seconds = time.monotonic() - progress.started
+    return Copied(node=name, rows=progress.done, seconds=seconds)
+
+
+def _estimate(connection: psycopg.Connection[Any], table: sql.Identifier) -> int:
+    row = connection.execute(
+        "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = %s::regclass",
+        (table.as_string(connection),),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _make_slot(walsender: psycopg.Connection[Any], name: str) -> str:
+    """Make a logical slot and return the snapshot from which its changes go on."""
+    statement = f"CREATE_REPLICATION_SLOT \"{name}\" LOGICAL pgoutput (SNAPSHOT 'export')"
+    result = walsender.pgconn.exec_(statement.encode())
+    if result.status != ExecStatus.TUPLES_OK:
+        raise LabError(f"no slot on the origin: {result.error_message.decode().strip()}")
+    value = result.get_value(0, 2)
+    assert value
+    return value.decode()
+
+
+def subscribe(
+    connection: psycopg.Connection[Any],
+    conninfo: str,
+    slot_name: str,
+    publications: Sequence[str],
+) -> None:
+    """Subscribe to publications from where a slot begins."""
+    names = sql.SQL(", ").join(map(sql.Identifier, [*publications, "lab_marker"]))
+    connection.execute(
+        sql.SQL(
+            "CREATE SUBSCRIPTION {} CONNECTION {} PUBLICATION {}"
+            " WITH (create_slot = false, copy_data = false, slot_name = {})"
+        ).format(sql.Identifier(SUBSCRIPTION), sql.Literal(conninfo), names, sql.Literal(slot_name))
+    )
+
+
+def unsubscribe(connection: psycopg.Connection[Any]) -> bool:
+    """Drop a node's subscription and leave its slot to the origin; return whether there was one."""
+    found = connection.execute(
+        "SELECT FROM pg_subscription WHERE subname = %s", (SUBSCRIPTION,)
+    ).fetchone()
+    if found is None:
+        return False
+    name = sql.Identifier(SUBSCRIPTION)
+    connection.execute(sql.SQL("ALTER SUBSCRIPTION {} DISABLE").format(name))
+    connection.execute(sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)").format(name))
+    connection.execute(sql.SQL("DROP SUBSCRIPTION {}").format(name))
+    return True
+
+
+def drop_slot(connection: psycopg.Connection[Any], name: str) -> bool:
+    """Drop a slot, ending whoever reads from it; return whether there was one."""
+    found = connection.execute(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s",
+        (name,),
+    ).fetchone()
+    if found is None:
+        return False
+
+    def dropped() -> bool:
+        try:
+            connection.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+                " WHERE slot_name = %s",
+                (name,),
+            )
+        except psycopg.errors.ObjectInUse:
+            return False
+        return True
+
+    poll(dropped, 10, f"slot {name} is in use")
+    return True

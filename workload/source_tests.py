@@ -1,0 +1,173 @@
+"""The source document's two tests of the sharded lab, statement for statement, with what they show.
+
+"Test partitioning" writes through the parent and looks into each region's schema. "Test direct
+inserts into workers" writes to leaves on their own region's node.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from workload import marker
+from workload.compare import CATCH_UP_S
+from workload.errors import LabError
+from workload.sql import connect, describe
+from workload.topology import Topology
+
+PARTITIONING = """\
+INSERT INTO global.customer (country, email) VALUES
+  ('de', 'uk_a@gmail.com'),
+  ('fr', 'uk_a@gmail.com'),
+  ('ei', 'uk_a@gmail.com'),
+  ('uk', 'uk_a@gmail.com'),
+  ('us', 'us_a@gmail.com'),
+  ('mx', 'us_a@gmail.com'),
+  ('ca', 'us_a@gmail.com'),
+  ('br', 'us_a@gmail.com'),
+  ('jp', 'jp_a@gmail.com'),
+  ('zh', 'jp_a@gmail.com'),
+  ('in', 'jp_a@gmail.com'),
+  ('sg', 'jp_a@gmail.com')"""
+LOOKS = ("SELECT * FROM eu.customer", "SELECT * FROM us.customer", "SELECT * FROM jp.customer")
+#: By the region on whose node they run; the document's ports are those of its own three nodes.
+DIRECT = {
+    "jp": ["INSERT INTO jp.test (country, email) VALUES ('jp', 'jp_direct@gmail.com')"],
+    "us": ["INSERT INTO us.test (country, email) VALUES ('us', 'us_direct@gmail.com')"],
+    "eu": [
+        "INSERT INTO eu.test (country, email) VALUES ('de', 'de_direct@gmail.com')",
+        "INSERT INTO eu.test (country, email) VALUES ('fr', 'fr_direct@gmail.com')",
+    ],
+}
+#: Rows that a look shows at most.
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Which direct inserts a node shows: {region whose test rows they are: how many}."""
+
+    node: str
+    rows: dict[str, int]
+
+
+def run(topology: Topology, password: str, console: Console) -> bool:
+    """Run both tests and print their results; return whether partitioning holds.
+
+    Raises LabError before phase shard, and where a statement fails.
+    """
+    if not topology.has_reached("shard"):
+        raise LabError(
+            f"the lab is in phase {topology.phase}, and the source's tests are of the sharded lab:"
+            " play playbooks/shard.yml first"
+        )
+    holds = partitioning(topology, password, console)
+    direct(topology, password, console)
+    return holds
+
+
+def partitioning(topology: Topology, password: str, console: Console) -> bool:
+    """Insert through the parent; return whether each row is in its region's leaf and no other."""
+    console.print("Test partitioning", style="bold")
+    console.print(PARTITIONING, highlight=False)
+    countries = topology.countries()
+    holds = True
+    with _connect(topology, password, topology.primaries()[0]) as connection:
+        _run(connection, PARTITIONING)
+        for look in LOOKS:
+            region = look.split()[-1].partition(".")[0]
+            console.print(f"\n{look};", highlight=False)
+            rows = strangers = 0
+            last: deque[tuple[Any, ...]] = deque(maxlen=SHOWN)
+            for row in connection.cursor().stream(look.encode()):
+                rows += 1
+                strangers += row[2] not in countries[region]
+                if row[1].endswith("_a@gmail.com"):
+                    last.append(row)
+            for row in last:
+                console.print(f"  {row[0]}  {row[1]:16} {row[2]}", highlight=False)
+            holds = holds and rows > 0 and not strangers
+            said = (
+                f"{strangers:,} of them at home elsewhere" if strangers else "all of them at home"
+            )
+            console.print(f"  {rows:,} rows in {region}.customer, {said}")
+    return holds
+
+
+def direct(topology: Topology, password: str, console: Console) -> list[Seen]:
+    """Insert into leaves on their regions' nodes; return and print who sees which rows."""
+    console.print("\nTest direct inserts into workers", style="bold")
+    for region, statements in DIRECT.items():
+        node = _node_of(topology, region)
+        port = topology.nodes[node]["port"]
+        with _connect(topology, password, node) as connection:
+            for statement in statements:
+                console.print(f"{node} (port {port}): {statement}", highlight=False)
+                _run(connection, statement)
+    followers = {
+        node: topology.operator_login(node, password)
+        for node, entry in topology.nodes.items()
+        if entry["role"] in ("replica", "standby")
+    }
+    # What will ever arrive has arrived then; the rest is not on its way.
+    origin = topology.operator_login(topology.primaries()[0], password)
+    marker.await_all(origin, followers, CATCH_UP_S)
+    seen = []
+    for node, entry in topology.nodes.items():
+        if entry["role"] == "fenced":
+            continue
+        with _connect(topology, password, node) as connection:
+            rows = {
+                region: int(_run(connection, f'SELECT count(*) FROM "{region}".test')[0][0])
+                for region in DIRECT
+            }
+        seen.append(Seen(node, rows))
+    table = Table(title="Who sees them (rows)", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("node")
+    for region in DIRECT:
+        table.add_column(f"{region}.test", justify="right")
+    for row in seen:
+        table.add_row(row.node, *(str(count) for count in row.rows.values()))
+    console.print(table)
+    for region in DIRECT:
+        counts = {row.node: row.rows[region] for row in seen}
+        if len(set(counts.values())) > 1:
+            most = [node for node, count in counts.items() if count == max(counts.values())]
+            console.print(f"{region}.test diverges: all of its rows are on {', '.join(most)} alone.")
+    if all(len({row.rows[region] for row in seen}) == 1 for region in DIRECT):
+        console.print("Every node sees all of them.")
+    return seen
+
+
+def _node_of(topology: Topology, region: str) -> str:
+    """Return the node that a region's direct inserts go to: its primary, or its replica."""
+    roles = {"primary": 0, "replica": 1}
+    names = [
+        name
+        for name, node in topology.nodes.items()
+        if node["region"] == region and node["role"] in roles
+    ]
+    if not names:
+        raise LabError(f"region {region}, which the source's tests write to, has no node up")
+    return min(names, key=lambda name: roles[topology.nodes[name]["role"]])
+
+
+def _connect(topology: Topology, password: str, node: str) -> psycopg.Connection[Any]:
+    connection: psycopg.Connection[Any] = connect(topology.operator_login(node, password), 5)
+    connection.autocommit = True
+    return connection
+
+
+def _run(connection: psycopg.Connection[Any], statement: str) -> Sequence[tuple[Any, ...]]:
+    try:
+        cursor = connection.execute(statement.encode())
+    except psycopg.Error as error:
+        raise LabError(f"{statement.splitlines()[0]}: {describe(error)}") from None
+    return cursor.fetchall() if cursor.description else []

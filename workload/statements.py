@@ -1,0 +1,59 @@
+"""What customers say to the database: each an ordinary statement, since each is a round trip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workload.topology import PHASES
+
+#: The columns that a purchase and a look have in common.
+_LOOK = (
+    "SELECT count(*), coalesce(sum(amount), 0), coalesce(bool_or(id = %s), false)"
+    " FROM {purchase} WHERE customer_id = %s"
+)
+
+
+@dataclass(frozen=True)
+class Statements:
+    """The statements of one phase; has_country tells whether each takes the customer's country."""
+
+    #: id, email
+    sign_up: str
+    #: id, customer_id, amount
+    buy: str
+    #: id of one's last purchase, customer_id
+    look: str
+    has_country: bool
+
+
+#: As the source document has them. They go on in every phase.
+OLD = Statements(
+    sign_up="INSERT INTO customer (id, email) VALUES (%s, %s)",
+    buy="INSERT INTO purchase (id, customer_id, amount) VALUES (%s, %s, %s)",
+    look=_LOOK.format(purchase="purchase"),
+    has_country=False,
+)
+#: Where customers have a country and their purchases do not.
+SIGN_UP_WITH_COUNTRY = "INSERT INTO customer (id, email, country) VALUES (%s, %s, %s)"
+
+
+def sharded(schema: str) -> Statements:
+    """Return the statements on the partitioned tables, or on a region's own leaves.
+
+    With the country in it, a statement goes to one partition; without, to all.
+    """
+    name = f'"{schema}"'
+    return Statements(
+        sign_up=f"INSERT INTO {name}.customer (id, email, country) VALUES (%s, %s, %s)",
+        buy=f"INSERT INTO {name}.purchase (id, customer_id, amount, country)"
+        " VALUES (%s, %s, %s, %s)",
+        look=_LOOK.format(purchase=f"{name}.purchase") + " AND country = %s",
+        has_country=True,
+    )
+
+
+def statements_for(phase: str, region: str, is_home: bool) -> Statements:
+    """Return what a region's customers say in a phase; at home they name their own leaves."""
+    if PHASES.index(phase) < PHASES.index("shard"):
+        return OLD
+    return sharded(region if is_home and phase == "after" else "global")
