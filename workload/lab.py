@@ -22,7 +22,16 @@ LABEL_HOME = "geo-sharding-lab.home"
 LABEL_NODE = "geo-sharding-lab.node"
 
 #: All that a lab writes below its state folder; a teardown removes these and nothing else.
-STATE_ENTRIES = ("lab.json", "topology.json", "secrets", "nodes", "ledger", "reports", "wan")
+STATE_ENTRIES = (
+    "lab.json",
+    "topology.json",
+    "canaries.json",
+    "secrets",
+    "nodes",
+    "ledger",
+    "reports",
+    "wan",
+)
 
 
 @dataclass(frozen=True)

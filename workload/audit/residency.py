@@ -1,0 +1,119 @@
+"""The audit's verdict, and residency.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from workload.audit.places import FILES, WHERES, Where
+from workload.errors import LabError
+from workload.lab import Lab, write_atomically
+from workload.topology import PHASES
+
+#: What no audit of files and tables can see.
+NOT_READ = (
+    "memory and swap",
+    "blocks that the file system has freed, and deleted files that a process still holds open",
+    "backups and archives (the lab makes none)",
+    "what was written while a node was being read",
+)
+
+
+@dataclass
+class NodeFinds:
+    """Where each region's data is on one node."""
+
+    node: str
+    home_region: str
+    #: By region and place: rows in logical, customers' values or canaries' traces elsewhere.
+    found: dict[tuple[str, Where], int] = field(default_factory=dict)
+    #: Bytes by place.
+    read: dict[Where, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    vanished: int = 0
+    not_read: list[str] = field(default_factory=list)
+    #: The places that were read without a test of whether the audit would have found anything.
+    unproved: list[Where] = field(default_factory=list)
+
+    def foreign(self) -> dict[str, dict[Where, int]]:
+        """Return what is here of each region whose home is elsewhere, by place."""
+        found: dict[str, dict[Where, int]] = {}
+        for (region, where), hits in sorted(self.found.items(), key=_order):
+            if region != self.home_region and hits:
+                found.setdefault(region, {})[where] = hits
+        return found
+
+    def entry(self) -> dict[str, Any]:
+        """Return the node as residency.json has it."""
+        return {
+            "home_region": self.home_region,
+            "found": [
+                {"region": region, "where": where, "hits": hits}
+                for (region, where), hits in sorted(self.found.items(), key=_order)
+                if hits
+            ],
+            "read": [{"where": where, "bytes": self.read.get(where, 0)} for where in FILES],
+            "seconds": round(self.seconds, 3),
+            "vanished": self.vanished,
+            "not_read": self.not_read,
+            "unproved": self.unproved,
+        }
+
+
+def _order(item: tuple[tuple[str, Where], int]) -> tuple[int, str]:
+    (region, where), _ = item
+    return WHERES.index(where), region
+
+
+@dataclass(frozen=True)
+class Residency:
+    """An audit of all nodes."""
+
+    phase: str
+    at: str
+    nodes: Sequence[NodeFinds]
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether no node has anything of another region's."""
+        return not any(node.foreign() for node in self.nodes)
+
+    @property
+    def total(self) -> int:
+        """Bytes read."""
+        return sum(sum(node.read.values()) for node in self.nodes)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the nodes' files took."""
+        return sum(node.seconds for node in self.nodes)
+
+    def entry(self) -> dict[str, Any]:
+        """Return the audit as residency.json has it."""
+        return {
+            "phase": self.phase,
+            "verdict": "HOLDS" if self.holds else "VIOLATED",
+            "at": self.at,
+            "nodes": {node.node: node.entry() for node in self.nodes},
+            "not_read": list(NOT_READ),
+        }
+
+
+def save(lab: Lab, residency: Residency) -> None:
+    """Write an audit to residency.json, where it takes the place of its phase's last one."""
+    path = lab.home / "reports" / "residency.json"
+    found = [entry for entry in load(lab) if entry["phase"] != residency.phase]
+    found.append(residency.entry())
+    found.sort(key=lambda entry: PHASES.index(entry["phase"]))
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
+
+
+def load(lab: Lab) -> list[Mapping[str, Any]]:
+    """Return the last audit of each phase; raises LabError where the file is damaged."""
+    path = lab.home / "reports" / "residency.json"
+    try:
+        return list(json.loads(path.read_text())) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise LabError(f"{path} cannot be read ({error}): remove it") from error
