@@ -35,8 +35,8 @@ setup-dev:
 demo: setup ## Play the road with traffic in each phase (TIME=30 seconds each), and leave it up
 	@$(PYTHON_VENV) -m workload demo
 
-.PHONY: before expand_eu expand_world shard
-before expand_eu expand_world shard: setup ## Play one phase
+.PHONY: before expand_eu expand_world shard after
+before expand_eu expand_world shard after: setup ## Play one phase
 	@$(PLAYBOOK) playbooks/$@.yml
 
 .PHONY: failover rejoin

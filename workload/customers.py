@@ -23,7 +23,7 @@ from workload.errors import LabError
 from workload.lab import Lab
 from workload.ledger import Kind, Ledger, Mark
 from workload.statements import OLD, SIGN_UP_WITH_COUNTRY, Statements, statements_for
-from workload.topology import Region, Topology
+from workload.topology import Topology
 
 #: Seconds until a customer gives up on an operation. TCP cannot see a link that went silent.
 OPERATION_TIMEOUT_S = 5.0
@@ -167,7 +167,8 @@ class Session:
         self.backoff_s = 0.0
         self.not_before = 0.0
         self.doubtful_commit = False
-        self.place: Region | None = None
+        self.served: object = None
+        self.warmed_up = ""
         self.statements = OLD
 
     def is_connected(self, name: str) -> bool:
@@ -177,7 +178,9 @@ class Session:
         """
         if self.connection is not None:
             with contextlib.suppress(LabError):
-                if self.customer.market.topology().region(self.customer.region) != self.place:
+                topology = self.customer.market.topology()
+                served = topology.region(self.customer.region).served
+                if (topology.tables, served) != self.served:
                     self.drop()
         if self.connection is not None:
             return True
@@ -192,6 +195,7 @@ class Session:
                 autocommit=True,
                 prepare_threshold=0,
                 target_session_attrs="prefer-standby" if self.looks else "read-write",
+                application_name=f"customers of {region.name}",
                 **CONNECT_OPTIONS,
             )
         except (psycopg.Error, LabError) as error:
@@ -202,8 +206,9 @@ class Session:
             return False
         self.connection.add_notice_handler(self.on_notice)
         self.cursor = self.connection.cursor()
-        self.place = region
-        self.statements = statements_for(topology.phase, region.name, topology.is_home(region))
+        self.served = (topology.tables, region.served)
+        self.warmed_up = ""
+        self.statements = statements_for(topology.tables, region.name, topology.is_home(region))
         self.node = region.node_at(self.connection.info.port)
         self.backoff_s = 0.0
         self.record("connect", started, None)
@@ -251,6 +256,23 @@ class Session:
                     self.drop()
         self.record(name, started, error)
         return mark, row
+
+    def warm_up(self) -> None:
+        """Do what the topology asks for in an idle moment, once on each connection.
+
+        Before a region's home moves: a server opens a session's connection to the new one on first
+        use, which is a dozen round trips that nobody should wait for then.
+        """
+        with contextlib.suppress(LabError):
+            region = self.customer.market.topology().region(self.customer.region)
+            if self.connection is None or region.warm_up in ("", self.warmed_up):
+                return
+            self.warmed_up = region.warm_up
+            try:
+                with gevent.Timeout(OPERATION_TIMEOUT_S):
+                    self.connection.execute(region.warm_up.encode(), prepare=False)
+            except (psycopg.Error, gevent.Timeout):
+                self.drop()
 
     def on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
         """Hear the warning by which PostgreSQL acknowledges a commit that no standby has."""
@@ -333,6 +355,7 @@ class Customer(User):
                 self.look()
         else:
             self.look()
+        self.writer.warm_up()
 
     def sign_up(self) -> None:
         """Become a customer; one whose sign-up is in doubt signs up anew."""

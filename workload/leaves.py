@@ -14,6 +14,9 @@ from psycopg import sql
 
 #: The partitioned tables, each after those that it refers to.
 TABLES = ("customer", "purchase", "test")
+#: Tables are locked in this order everywhere: a purchase's foreign key has its writer go on to
+#: customer.
+LOCK_ORDER = ("purchase", "customer", "test")
 _PERSON = (
     "CREATE TABLE {leaf} (id uuid NOT NULL DEFAULT gen_random_uuid(), email text NOT NULL,"
     " country global.country NOT NULL, CONSTRAINT home CHECK (country IN ({countries})))"
@@ -43,6 +46,11 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 _REFERENCES: Mapping[str, tuple[str, ...]] = {
     "purchase": ("ALTER TABLE {leaf} ADD FOREIGN KEY (customer_id) REFERENCES {customer} (id)",),
 }
+
+
+def columns_of(table: str) -> tuple[str, ...]:
+    """Return a table's columns in order."""
+    return _COLUMNS[table]
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Leaf:
         """Return the statement that makes the table, without keys."""
         return self._format(_CREATE[self.table])
 
-    def keys(self) -> list[sql.Composed]:
+    def key_statements(self) -> list[sql.Composed]:
         """Return the statements that make its primary key and indexes."""
         return [self._format(text) for text in _KEYS[self.table]]
 

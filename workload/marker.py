@@ -16,7 +16,6 @@ import psycopg
 from workload.errors import LabError
 from workload.sql import Login, connect
 
-POLL_S = 0.005
 _WRITE = (
     "INSERT INTO lab.marker VALUES (1, %s) ON CONFLICT (id) DO UPDATE SET token = EXCLUDED.token"
 )
@@ -31,14 +30,10 @@ def write(connection: psycopg.Connection[Any]) -> UUID:
 
 def await_arrival(connection: psycopg.Connection[Any], token: UUID, timeout_s: float) -> bool:
     """Wait until a marker is visible on a node; return whether it was in time."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        row = connection.execute("SELECT token FROM lab.marker WHERE id = 1").fetchone()
-        if row and row[0] == token:
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
+    row = connection.execute(
+        "SELECT lab.await_marker(%s, %s)", (token, int(timeout_s * 1e3))
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def await_all(source: Login, targets: Mapping[str, Login], timeout_s: float) -> float:

@@ -6,7 +6,7 @@ little is left. Then, in one transaction that holds both tables, the rest is, an
 tables' places: whoever waited goes on with them, prepared statements included.
 
 Nobody reads the leaves before that transaction, so a run that was cut short is begun again from
-nothing.
+nothing. From that transaction on they are all that there is, and nothing drops them any more.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import sql
 
 from workload.bulk import LOAD_SETTINGS, Say, in_parallel, run_all
 from workload.errors import LabError
 from workload.leaves import Leaf, leaves_of
+from workload.locks import exclusively
 from workload.sql import Login, connect, describe, take_turns
 
-#: How long a try for the two tables' locks may take; whoever comes after it queues behind it.
-LOCK_TIMEOUT_MS = 100
-#: A deadlock with a customer's transaction is ours to give in to, and sooner than they would.
-DEADLOCK_TIMEOUT_MS = 10
 #: Keys left to bring over that are few enough to do so while customers wait.
 FEW = 200
-#: Seconds until the swap is given up, and between two tries.
-SWAP_TIMEOUT_S, PAUSE_S = 60.0, 0.05
+#: Seconds until the swap is given up.
+SWAP_TIMEOUT_S = 60.0
+#: Seconds until what a run that gave up has made is left to the next one.
+UNDO_TIMEOUT_S = 3.0
 
 CAPTURE = """
 CREATE TABLE lab.changed (kind "char" NOT NULL, id uuid NOT NULL);
@@ -52,6 +51,11 @@ TRIGGER = """
 CREATE TRIGGER lab_note_change AFTER INSERT OR UPDATE OR DELETE ON public.{table}
 FOR EACH ROW EXECUTE FUNCTION lab.note_change({kind})
 """
+#: What tables have it.
+TRIGGERS = (
+    "SELECT c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
+    " WHERE tgname = 'lab_note_change' AND relnamespace = 'public'::regnamespace"
+)
 LOAD = {
     "customer": "SELECT id, email, country FROM public.customer WHERE country IN ({countries})",
     "purchase": (
@@ -59,25 +63,48 @@ LOAD = {
         " JOIN public.customer c ON c.id = p.customer_id WHERE c.country IN ({countries})"
     ),
 }
-#: A customer whose country changed takes all purchases along.
+#: A customer whose country changed takes all purchases along. Which those are, the leaves know, by
+#: an index that public.purchase does not have; what is not in the leaves yet is noted itself.
+TAKE_ALONG = "DELETE FROM global.purchase WHERE customer_id = ANY(%(c)s) RETURNING id"
 BRING_OVER = (
-    "DELETE FROM global.purchase WHERE customer_id = ANY(%(c)s)",
     "DELETE FROM global.purchase WHERE id = ANY(%(p)s)",
     "DELETE FROM global.customer WHERE id = ANY(%(c)s)",
     "INSERT INTO global.customer (id, email, country)"
     " SELECT id, email, country FROM public.customer WHERE id = ANY(%(c)s)",
     "INSERT INTO global.purchase (id, customer_id, amount, country)"
-    " SELECT p.id, p.customer_id, p.amount, c.country FROM ("
-    "  SELECT * FROM public.purchase WHERE id = ANY(%(p)s)"
-    "  UNION SELECT * FROM public.purchase WHERE customer_id = ANY(%(c)s)"
-    " ) p JOIN public.customer c ON c.id = p.customer_id",
+    " SELECT p.id, p.customer_id, p.amount, c.country FROM public.purchase p"
+    " JOIN public.customer c ON c.id = p.customer_id WHERE p.id = ANY(%(p)s)",
 )
+#: Columns of a person's own, and views and foreign keys that follow a table wherever it goes.
+FOREIGN_TO_THE_MOVE = """
+SELECT string_agg(what, ', ') FROM (
+  SELECT format('column %s.%s', c.relname, a.attname) AS what
+  FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+  WHERE c.oid IN ('public.customer'::regclass, 'public.purchase'::regclass)
+    AND a.attnum > 0 AND NOT a.attisdropped
+    AND a.attname NOT IN ('id', 'email', 'country', 'customer_id', 'amount')
+  UNION
+  SELECT format('view %s', r.ev_class::regclass)
+  FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+  WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+    AND d.refobjid IN ('public.customer'::regclass, 'public.purchase'::regclass)
+  UNION
+  SELECT format('foreign key %s of %s', conname, conrelid::regclass) FROM pg_constraint
+  WHERE contype = 'f' AND conrelid <> 'public.purchase'::regclass
+    AND confrelid IN ('public.customer'::regclass, 'public.purchase'::regclass)
+) AS found
+"""
 SWAP = """
 CREATE SCHEMA IF NOT EXISTS retired;
 ALTER TABLE public.purchase SET SCHEMA retired;
 ALTER TABLE public.customer SET SCHEMA retired;
 ALTER VIEW lab.customer SET SCHEMA public;
 ALTER VIEW lab.purchase SET SCHEMA public;
+"""
+#: From here on the triggers of a move that was given up do nothing; this locks no table.
+DISARM = """
+CREATE OR REPLACE FUNCTION lab.note_change() RETURNS trigger
+LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'
 """
 CLEAN_UP = (
     # Not CASCADE: what a person built on the old tables is theirs to drop.
@@ -119,26 +146,29 @@ def partition(
     regions: {name: countries}. Raises LabError, with the lab as it was, where customers are in a
     country of no region, or where the tables cannot be locked in time.
     """
+    leaves = leaves_of(regions)
     with connect(login, 10) as connection:
         connection.autocommit = True
         take_turns(connection, timeout_s)
-        if is_partitioned(connection):
-            _clean_up(connection)
-            return None
-        leaves = leaves_of(regions)
-        _check_countries(connection, regions)
-        started = time.monotonic()
-        _undo(connection, leaves)
         try:
-            return _move(connection, login, leaves, say, timeout_s, started)
-        except psycopg.Error as error:
-            _undo_quietly(login, leaves)
-            raise LabError(
-                f"partitioning was given up, nothing is changed: {describe(error)}"
-            ) from None
-        except LabError as error:
-            _undo_quietly(login, leaves)
-            raise LabError(f"partitioning was given up, nothing is changed: {error}") from None
+            if is_partitioned(connection):
+                _clean_up(connection, timeout_s)
+                return None
+            _check_tables(connection)
+            _check_countries(connection, regions)
+            started = time.monotonic()
+            left = _undo(connection, leaves, timeout_s)
+            if left:
+                raise LabError(
+                    f"a long transaction holds a lock on what an earlier run left: {left}"
+                )
+            done = _move(connection, login, leaves, say, timeout_s, started)
+        except (psycopg.Error, LabError) as error:
+            reason = describe(error) if isinstance(error, psycopg.Error) else str(error)
+            # Its locks would be in the way of the undoing.
+            connection.close()
+            raise LabError(_give_up(login, leaves, reason)) from None
+        return done
 
 
 def _move(
@@ -155,13 +185,10 @@ def _move(
         connection.execute(leaf.attach())
     connection.execute(CAPTURE)
     for table, kind in (("customer", "c"), ("purchase", "p")):
-        _with_retries(
-            connection,
-            sql.SQL(TRIGGER).format(table=sql.Identifier(table), kind=sql.Literal(kind)),
-            timeout_s,
-        )
+        trigger = sql.SQL(TRIGGER).format(table=sql.Identifier(table), kind=sql.Literal(kind))
+        _alter(connection, table, trigger, timeout_s)
     rows = _load(login, leaves, say)
-    run_all(login, [leaf.keys() for leaf in leaves])
+    run_all(login, [leaf.key_statements() for leaf in leaves])
     run_all(login, [leaf.references() for leaf in leaves])
     run_all(
         login,
@@ -170,7 +197,7 @@ def _move(
     extra = _size(connection) - size_before
     say(f"loaded {sum(rows.values()):,} rows in {time.monotonic() - started:.1f} s; swapping")
     pause_ms, tries = _swap(connection, timeout_s)
-    _clean_up(connection)
+    _clean_up(connection, timeout_s)
     return Partitioned(
         customers=rows["customer"],
         purchases=rows["purchase"],
@@ -218,31 +245,19 @@ def _load(login: Login, leaves: Sequence[Leaf], say: Say) -> dict[str, int]:
 
 
 def _swap(connection: psycopg.Connection[Any], timeout_s: float) -> tuple[float, int]:
-    """Bring over what is left and let the views take over; return the longest pause (ms), tries."""
-    connection.execute(f"SET deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
-    connection.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
-    deadline = time.monotonic() + timeout_s
-    tries, longest_ms = 0, 0.0
-    while True:
+    """Bring over the rest and let the views take over; return the longest pause (ms), tries."""
+
+    def until_few() -> None:
         while _bring_over(connection) > FEW:
             pass
-        tries += 1
-        started = time.perf_counter()
-        try:
-            with connection.transaction():
-                # A purchase's foreign key has its writer lock both in this order.
-                connection.execute("LOCK TABLE public.purchase, public.customer")
-                _bring_over(connection)
-                connection.execute(SWAP)
-            return max(longest_ms, (time.perf_counter() - started) * 1e3), tries
-        except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
-            longest_ms = max(longest_ms, (time.perf_counter() - started) * 1e3)
-            if time.monotonic() > deadline:
-                raise LabError(
-                    f"no lock on customer and purchase in {timeout_s:.0f} s ({tries} tries): a long"
-                    f" transaction holds one; {describe(error)}"
-                ) from None
-            time.sleep(PAUSE_S)
+
+    def swap() -> None:
+        _bring_over(connection)
+        connection.execute(SWAP)
+
+    # A purchase's foreign key has its writer lock both in this order.
+    tables = [sql.Identifier("public", "purchase"), sql.Identifier("public", "customer")]
+    return exclusively(connection, tables, swap, timeout_s, before=until_few)
 
 
 def _bring_over(connection: psycopg.Connection[Any]) -> int:
@@ -256,9 +271,20 @@ def _bring_over(connection: psycopg.Connection[Any]) -> int:
         for kind, key in connection.execute("DELETE FROM lab.changed RETURNING kind::text, id"):
             keys[kind].append(key)
         if keys["c"] or keys["p"]:
+            keys["p"] += [row[0] for row in connection.execute(TAKE_ALONG, keys)]
             for statement in BRING_OVER:
                 connection.execute(statement, keys)
     return len(keys["c"]) + len(keys["p"])
+
+
+def _check_tables(connection: psycopg.Connection[Any]) -> None:
+    """Refuse what the move would leave behind: columns, and what is built on the two tables."""
+    row: Any = connection.execute(FOREIGN_TO_THE_MOVE).fetchone()
+    if row[0]:
+        raise LabError(
+            f"what is not the lab's would be left behind on the old tables: {row[0]}; drop it, and"
+            " make it again after"
+        )
 
 
 def _check_countries(
@@ -278,50 +304,61 @@ def _check_countries(
         )
 
 
-def _undo(connection: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> None:
-    """Take away what a run that was cut short left; customers write on meanwhile."""
-    for table in ("customer", "purchase"):
-        _with_retries(
-            connection,
-            sql.SQL("DROP TRIGGER IF EXISTS lab_note_change ON public.{}").format(
-                sql.Identifier(table)
-            ),
-            SWAP_TIMEOUT_S,
-        )
+def _undo(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> str:
+    """Take away what a run that was cut short left; return what a lock keeps from going, if any.
+
+    Customers write on meanwhile, and have nothing to wait for where something stays.
+    """
+    if _exists(connection, "to_regproc('lab.note_change')"):
+        connection.execute(DISARM)
     for leaf in reversed(leaves):
         connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(leaf.identifier()))
-    _clean_up(connection)
+    triggers: list[Any] = connection.execute(TRIGGERS).fetchall()
+    try:
+        for (table,) in triggers:
+            drop = sql.SQL("DROP TRIGGER lab_note_change ON public.{}")
+            _alter(connection, table, drop.format(sql.Identifier(table)), timeout_s)
+        _clean_up(connection, timeout_s)
+    except LabError:
+        return "trigger lab_note_change"
+    return ""
 
 
-def _undo_quietly(login: Login, leaves: Sequence[Leaf]) -> None:
-    """Undo on a new connection; where that fails too, the next run does it."""
+def _give_up(login: Login, leaves: Sequence[Leaf], reason: str) -> str:
+    """Undo on a new connection, unless the views have taken over; return what to say of it."""
     try:
         with connect(login, 10) as connection:
             connection.autocommit = True
-            _undo(connection, leaves)
+            take_turns(connection, UNDO_TIMEOUT_S)
+            if is_partitioned(connection):
+                return f"the rows are in their partitions, what they were in is not gone: {reason}"
+            left = _undo(connection, leaves, UNDO_TIMEOUT_S)
     except (LabError, psycopg.Error):
-        return
+        left = "what it made"
+    rest = f" but for {left}, which is in nobody's way and which the next run removes"
+    return f"partitioning was given up, nothing is changed{rest if left else ''}: {reason}"
 
 
-def _clean_up(connection: psycopg.Connection[Any]) -> None:
-    for statement in CLEAN_UP:
+def _alter(
+    connection: psycopg.Connection[Any], table: str, statement: sql.Composed, timeout_s: float
+) -> None:
+    def work() -> None:
         connection.execute(statement)
 
+    exclusively(connection, [sql.Identifier("public", table)], work, timeout_s)
 
-def _with_retries(
-    connection: psycopg.Connection[Any], statement: sql.Composed, timeout_s: float
-) -> None:
-    connection.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
+
+def _clean_up(connection: psycopg.Connection[Any], timeout_s: float) -> None:
+    def work() -> None:
+        for statement in CLEAN_UP:
             connection.execute(statement)
-            break
-        except (errors.LockNotAvailable, errors.DeadlockDetected):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(PAUSE_S)
-    connection.execute("SET lock_timeout = 0")
+
+    exclusively(connection, [], work, timeout_s)
+
+
+def _exists(connection: psycopg.Connection[Any], lookup: LiteralString) -> bool:
+    row = connection.execute(sql.SQL("SELECT {} IS NOT NULL").format(sql.SQL(lookup))).fetchone()
+    return bool(row and row[0])
 
 
 def _size(connection: psycopg.Connection[Any]) -> int:

@@ -9,6 +9,7 @@ goes on.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from psycopg.pq import ExecStatus
 from workload import marker
 from workload.bulk import Progress, Say, copy, in_parallel, run_all, split
 from workload.errors import LabError
+from workload.lab import Lab, read_json, write_atomically
 from workload.leaves import Leaf, leaves_of
 from workload.peers import conninfo_for, replication_password
 from workload.replication import REPLICATION_ROLE, poll
@@ -48,6 +50,20 @@ class Copied:
         return self.rows / max(1e-9, self.seconds)
 
 
+def save(lab: Lab, found: Sequence[Copied]) -> None:
+    """Write what first copies took to replicas.json, {node: {rows, seconds, rows_per_s}}."""
+    path = lab.home / "reports" / "replicas.json"
+    rows = read_json(path)
+    for copied in found:
+        rows[copied.node] = {
+            "rows": copied.rows,
+            "seconds": copied.seconds,
+            "rows_per_s": copied.rows_per_s,
+        }
+    if found:
+        write_atomically(path, json.dumps(rows, indent=1) + "\n")
+
+
 def publication(region: str) -> str:
     """Return the name of the publication of a region's leaves."""
     return f"lab_{region}"
@@ -71,6 +87,8 @@ def replicate(
     kept up to date is left alone. Raises LabError with the node that it went wrong on.
     """
     source = topology.operator_login(topology.primaries()[0], password)
+    for node, kept in wanted.items():
+        narrow(topology, password, node, kept)
     stale = [
         node
         for node in wanted
@@ -93,6 +111,38 @@ def replicate(
     logins = {node: topology.operator_login(node, password) for node in wanted}
     marker.await_all(source, logins, CATCH_UP_S)
     return found
+
+
+def is_at_origin(topology: Topology, password: str, region: str) -> bool:
+    """Tell whether the origin has a region's rows, so that there is something to copy."""
+    with connect(topology.operator_login(topology.primaries()[0], password), 10) as connection:
+        row = connection.execute(
+            "SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = 'r'",
+            (f'"{region}".customer',),
+        ).fetchone()
+    return row is not None
+
+
+def narrow(topology: Topology, password: str, node: str, kept: Sequence[str]) -> bool:
+    """Have a node that copies more regions than it is to, follow those alone; return whether so.
+
+    What it holds of the others is left as it is.
+    """
+    wanted = {publication(region) for region in kept} | {"lab_marker"}
+    with connect(topology.operator_login(node, password), 10) as connection:
+        connection.autocommit = True
+        row: Any = connection.execute(
+            "SELECT subpublications FROM pg_subscription WHERE subname = %s", (SUBSCRIPTION,)
+        ).fetchone()
+        if row is None or not set(row[0]) > wanted:
+            return False
+        names = sql.SQL(", ").join(map(sql.Identifier, sorted(wanted)))
+        connection.execute(
+            sql.SQL("ALTER SUBSCRIPTION {} SET PUBLICATION {} WITH (copy_data = false)").format(
+                sql.Identifier(SUBSCRIPTION), names
+            )
+        )
+    return True
 
 
 def publish(connection: psycopg.Connection[Any], regions: Mapping[str, Sequence[str]]) -> None:
@@ -248,7 +298,7 @@ def load(
             progress = Progress(name, total, say)
             copy(source, way, snapshot, parts, progress)
     say(f"{progress.line()}; building keys")
-    run_all(target, [leaf.keys() for leaf in leaves])
+    run_all(target, [leaf.key_statements() for leaf in leaves])
     run_all(target, [leaf.references() for leaf in leaves])
     run_all(target, [[sql.SQL("ANALYZE {}").format(leaf.identifier())] for leaf in leaves])
     seconds = time.monotonic() - progress.started

@@ -140,7 +140,9 @@ def direct(topology: Topology, password: str, console: Console) -> list[Seen]:
         counts = {row.node: row.rows[region] for row in seen}
         if len(set(counts.values())) > 1:
             most = [node for node, count in counts.items() if count == max(counts.values())]
-            console.print(f"{region}.test diverges: all of its rows are on {', '.join(most)} alone.")
+            console.print(
+                f"{region}.test diverges: all of its rows are on {', '.join(most)} alone."
+            )
     if all(len({row.rows[region] for row in seen}) == 1 for region in DIRECT):
         console.print("Every node sees all of them.")
     return seen

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workload.topology import PHASES
-
 #: The columns that a purchase and a look have in common.
 _LOOK = (
     "SELECT count(*), coalesce(sum(amount), 0), coalesce(bool_or(id = %s), false)"
@@ -52,8 +50,8 @@ def sharded(schema: str) -> Statements:
     )
 
 
-def statements_for(phase: str, region: str, is_home: bool) -> Statements:
-    """Return what a region's customers say in a phase; at home they name their own leaves."""
-    if PHASES.index(phase) < PHASES.index("shard"):
+def statements_for(tables: str, region: str, is_home: bool) -> Statements:
+    """Return what a region's customers say: tables is the topology's public, global or home."""
+    if tables == "public":
         return OLD
-    return sharded(region if is_home and phase == "after" else "global")
+    return sharded(region if is_home and tables == "home" else "global")

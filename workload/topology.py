@@ -30,13 +30,15 @@ def build(
     links: Sequence[Link] = (),
     roles: Mapping[str, str] | None = None,
     servers: Mapping[str, str] | None = None,
+    tables: str = "",
 ) -> dict[str, Any]:
     """Return the content of topology.json.
 
     nodes: [{name, region, host, port, follows, container}]; regions: {name: {countries}}; links:
     the WAN's; roles: those that hold now, by node, where they are no longer the inventory's;
-    servers: what the nodes run on, {image, bin_dir, network}. The first node's region is the
-    origin: nodes of others begin as replicas.
+    servers: what the nodes run on, {image, bin_dir, network}; tables: which ones customers name,
+    where these are not the phase's. The first node's region is the origin: nodes of others begin as
+    replicas.
     """
     origin = nodes[0]["region"]
 
@@ -64,10 +66,12 @@ def build(
         "dbname": dbname,
         "customers": dict(customers),
         "servers": dict(servers or {}),
+        "tables": tables or tables_of(phase),
         "nodes": found_nodes,
         "regions": {
             name: {
                 "countries": list(entry["countries"]),
+                "warm_up": "",
                 "ways": _ways(found_nodes, by_region.get(name, {})),
             }
             for name, entry in regions.items()
@@ -75,6 +79,23 @@ def build(
     }
     _route(content)
     return content
+
+
+def tables_of(phase: str) -> str:
+    """Return which tables customers name in a phase.
+
+    public: those of the start. global: the partitioned ones. home: their region's own leaves.
+    """
+    if phase == "after":
+        return "home"
+    return "public" if PHASES.index(phase) < PHASES.index("shard") else "global"
+
+
+def set_warm_up(lab: Lab, region: str, statement: str) -> None:
+    """Ask a region's customers to run a statement once, in an idle moment; "" takes it back."""
+    content = read_json(lab.topology_file)
+    content["regions"][region]["warm_up"] = statement
+    write_atomically(lab.topology_file, json.dumps(content, indent=1) + "\n")
 
 
 def set_roles(lab: Lab, roles: Mapping[str, Role]) -> None:
@@ -149,6 +170,13 @@ class Region:
     reads: tuple[Mapping[str, Any], ...]
     #: The same of every node of the lab.
     ways: tuple[Mapping[str, Any], ...]
+    #: What its customers are asked to run once, in an idle moment; "" for nothing.
+    warm_up: str
+
+    @property
+    def served(self) -> tuple[object, ...]:
+        """What a customer connects anew for, where it changes."""
+        return (self.addresses, self.reads)
 
     def node_at(self, port: int) -> str:
         """Return which node a connection to a port of this machine reaches."""
@@ -173,6 +201,8 @@ class Topology:
     nodes: Mapping[str, Mapping[str, Any]]
     #: What the nodes run on: image, bin_dir and network.
     servers: Mapping[str, str]
+    #: Which tables customers name: see tables_of.
+    tables: str
 
     @classmethod
     def load(cls, lab: Lab) -> Topology:
@@ -202,11 +232,13 @@ class Topology:
                         addresses=tuple(r["addresses"]),
                         reads=tuple(r["reads"]),
                         ways=tuple(r["ways"]),
+                        warm_up=r["warm_up"],
                     )
                     for name, r in found["regions"].items()
                 ),
                 nodes={name: dict(node) for name, node in found["nodes"].items()},
                 servers=dict(found["servers"]),
+                tables=found["tables"],
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LabError(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from workload.control import LabAction
 from workload.lab import Lab, home_path
 from workload.leaves import leaves_of
-from workload.replicas import is_current, replicate
+from workload.replicas import is_at_origin, is_current, replicate, save
 from workload.topology import Topology
 
 
@@ -23,28 +23,39 @@ class ActionModule(LabAction):
         "password": {"type": "str", "required": True, "no_log": True},
         # {name: {countries}}
         "regions": {"type": "dict", "required": True},
-        # The nodes that hold copies of all leaves.
         "nodes": {"type": "list", "elements": "str", "required": True},
+        # all: each node copies the leaves of all regions. own: those of its own, until they are at
+        # home there.
+        "leaves": {"type": "str", "choices": ["all", "own"], "default": "all"},
     }
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Copy what is not there."""
         topology = Topology.load(Lab(arguments["name"], home_path(arguments["home"])))
         regions = {name: entry["countries"] for name, entry in arguments["regions"].items()}
+        wanted: dict[str, list[str]] = {}
+        for node in arguments["nodes"]:
+            found_node = topology.nodes.get(node, {"region": "", "role": "joining"})
+            if arguments["leaves"] == "all":
+                wanted[node] = list(regions)
+            elif found_node["role"] != "primary" and is_at_origin(
+                topology, arguments["password"], found_node["region"]
+            ):
+                wanted[node] = [found_node["region"]]
         if dry_run:
             missing = [
                 node
-                for node in arguments["nodes"]
+                for node, kept in wanted.items()
                 if node not in topology.nodes
-                or not is_current(topology, arguments["password"], node, leaves_of(regions))
+                or not is_current(topology, arguments["password"], node, leaves_of(regions, kept))
             ]
             return {"changed": bool(missing), "copied": {}, "lines": []}
-        wanted = {node: list(regions) for node in arguments["nodes"]}
         found = replicate(topology, arguments["password"], regions, wanted, self.say)
         lines = [
-            f"{copied.node} has a copy of all {copied.rows:,} rows ({copied.seconds:.1f} s,"
+            f"{copied.node} has copies of {copied.rows:,} rows ({copied.seconds:.1f} s,"
             f" {copied.rows_per_s:,.0f} rows/s with their keys)"
             for copied in found
         ]
+        save(topology.lab, found)
         copied_rows = {copied.node: copied.rows for copied in found}
         return {"changed": bool(found), "copied": copied_rows, "lines": lines}

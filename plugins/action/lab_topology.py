@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from workload.control import NODE, LabAction
 from workload.lab import Lab, home_path, read_json, write_atomically
-from workload.topology import build
+from workload.topology import build, tables_of
 from workload.wan.config import links_for
 
 
@@ -33,7 +33,12 @@ class ActionModule(LabAction):
         # What the nodes run on: image, bin_dir and network.
         "servers": {"type": "dict", "required": True},
         # reached: the phase is. joining: it is not yet; new nodes are named, and nobody sent there.
-        "state": {"type": "str", "choices": ["reached", "joining"], "default": "reached"},
+        # partitioned: neither, but customers name the partitioned tables from now on.
+        "state": {
+            "type": "str",
+            "choices": ["reached", "joining", "partitioned"],
+            "default": "reached",
+        },
         # Roles that change with this step.
         "roles": {"type": "dict", "default": {}},
     }
@@ -44,8 +49,12 @@ class ActionModule(LabAction):
         before = read_json(lab.topology_file)
         roles = {name: node["role"] for name, node in before.get("nodes", {}).items()}
         phase = arguments["phase"]
-        if arguments["state"] == "joining":
+        tables = ""
+        if arguments["state"] != "reached":
             phase = before["phase"]
+            tables = before.get("tables") or tables_of(phase)
+            if arguments["state"] == "partitioned" and tables == "public":
+                tables = "global"
             names = [node["name"] for node in arguments["nodes"]]
             roles = {**dict.fromkeys(names, "joining"), **roles}
         else:
@@ -61,6 +70,7 @@ class ActionModule(LabAction):
             links=links_for(nodes=arguments["nodes"], **wan) if wan else [],
             roles={**roles, **arguments["roles"]},
             servers=arguments["servers"],
+            tables=tables,
         )
         changed = before != wanted
         if changed and not dry_run:

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from plugins.filter.lab_server import scram_verifier
 from tests.fixtures.labs import LabUnderTest
+from workload.scram import verifier as scram_verifier
 from workload.sql import Login
 from workload.topology import Topology
 

@@ -26,7 +26,8 @@ UUID_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 DATABASES = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname"
 
 # Whatever holds rows here: not foreign tables, nor parents, whose rows are their partitions'. A
-# session's temporary tables nobody else can read: the files show those.
+# session's temporary tables nobody else can read: the files show those. global.home says which
+# country is at home where, and is nobody's row.
 TABLES = """
 SELECT c.oid, n.nspname, c.relname,
   (
@@ -36,6 +37,7 @@ SELECT c.oid, n.nspname, c.relname,
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'm') AND c.relispopulated AND c.relpersistence <> 't'
   AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> ALL (%s)
+  AND (n.nspname, c.relname) <> ('global', 'home')
 """
 
 REFERENCES = """

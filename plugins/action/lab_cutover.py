@@ -1,0 +1,93 @@
+"""Action: make each region's own node the home of its rows, one region after the other, online.
+
+Writes cutover.json. Returns receipts and lines for people; a region that is at home already gives
+none. Fails where an acknowledged write is lost, with everything still there to look at.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from workload.control import LabAction
+from workload.cutover import cut_over, receipt
+from workload.errors import LabError
+from workload.foreign import Setup, point_servers
+from workload.lab import Lab, home_path, read_json, write_atomically
+from workload.topology import Topology
+from workload.verify import verify
+
+
+class ActionModule(LabAction):
+    """The action."""
+
+    ARGUMENTS: ClassVar[dict[str, Any]] = {
+        "name": {"type": "str", "required": True},
+        "home": {"type": "str", "required": True},
+        "password": {"type": "str", "required": True, "no_log": True},
+        # {name: {countries}}
+        "regions": {"type": "dict", "required": True},
+        "customers_role": {"type": "str", "required": True},
+        # Seconds to go on trying for locks.
+        "timeout_s": {"type": "int", "default": 60},
+    }
+
+    def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
+        """Cut over every region that is not at home."""
+        lab = Lab(arguments["name"], home_path(arguments["home"]))
+        topology = Topology.load(lab)
+        regions = {name: entry["countries"] for name, entry in arguments["regions"].items()}
+        waiting = [
+            name
+            for name in regions
+            if name != topology.origin() and topology.primary_of(name) is None
+        ]
+        if dry_run:
+            return {"changed": bool(waiting), "receipts": [], "lines": []}
+        receipts, lines = [], []
+        for region in waiting:
+            done = cut_over(
+                Topology.load(lab),
+                arguments["password"],
+                region,
+                regions,
+                arguments["customers_role"],
+                self.say,
+                arguments["timeout_s"],
+            )
+            topology = Topology.load(lab)
+            # The others' servers went to the origin for these rows until now.
+            point_servers(
+                Setup(topology, arguments["password"], regions, arguments["customers_role"])
+            )
+            if done is None:
+                continue
+            verdicts = verify(topology, arguments["password"])
+            lost = sum(verdict.lost for verdict in verdicts)
+            doubled = sum(verdict.doubled for verdict in verdicts)
+            acknowledged = sum(verdict.acknowledged for verdict in verdicts)
+            copied = read_json(lab.home / "reports" / "replicas.json").get(
+                str(topology.primary_of(region)), {}
+            )
+            found = receipt(done, copied, acknowledged, lost, doubled)
+            _save(lab, found)
+            if lost or doubled:
+                raise LabError(
+                    f"{region} is at home on its own node, and of {acknowledged:,} acknowledged"
+                    f" writes {lost:,} are lost and {doubled:,} doubled: make verify names some"
+                )
+            receipts.append(found)
+            lines.append(
+                f"{region} is at home on {topology.primary_of(region)}: {done.rows:,} rows, its"
+                f" customers could not write for {done.write_pause_ms:.0f} ms (RTT"
+                f" {done.rtt_ms:g} ms), others for {done.others_pause_ms:.0f} ms; 0 of"
+                f" {acknowledged:,} acknowledged writes lost"
+            )
+        return {"changed": bool(waiting), "receipts": receipts, "lines": lines}
+
+
+def _save(lab: Lab, found: dict[str, Any]) -> None:
+    path = lab.home / "reports" / "cutover.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = [row for row in rows if row["region"] != found["region"]]
+    write_atomically(path, json.dumps([*rows, found], indent=1) + "\n")

@@ -1,0 +1,151 @@
+"""Take away what is left of rows that are at home elsewhere now, down to the files.
+
+Dropping a table unlinks its files; a DELETE would leave every row in them. What else held the rows
+is the WAL, the slots that keep it, and the statistics: those go too, on standbys as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from workload import replicas
+from workload.bulk import in_parallel
+from workload.cutover import RETIRED
+from workload.errors import LabError
+from workload.foreign import STAGED, relkind
+from workload.leaves import leaves_of
+from workload.replication import poll
+from workload.sql import connect, describe
+from workload.topology import Topology
+
+#: Seconds for old WAL to go: a standby has to have it first.
+WAL_S = 30.0
+#: Statistics of the parents and of foreign tables are made from other regions' rows.
+_STRAY_STATISTICS = """
+DELETE FROM pg_statistic WHERE starelid IN (
+  SELECT oid FROM pg_class WHERE relkind IN ('f', 'p') AND oid >= 16384)
+"""
+#: Segments that hold what was written before a position; a name begins with its timeline.
+_OLD_WAL = """
+SELECT count(*) FROM pg_ls_waldir()
+WHERE name ~ '^[0-9A-F]{24}$' AND right(name, 16) < right(%s, 16)
+"""
+
+
+def purge(topology: Topology, password: str, regions: Mapping[str, Sequence[str]]) -> list[str]:
+    """Remove every copy of a region's rows but those at home; return what was removed, by node.
+
+    Raises LabError where a region is not at home on a node of its own yet, or where old WAL does
+    not go.
+    """
+    for region in regions:
+        if topology.primary_of(region) is None:
+            raise LabError(f"region {region} is not at home on its own node: nothing is purged")
+    removed: list[str] = []
+
+    def job(node: str) -> None:
+        try:
+            removed.extend(
+                f"{node}: {what}" for what in _purge_node(topology, password, node, regions)
+            )
+        except psycopg.Error as error:
+            raise LabError(f"{node}: {describe(error)}") from None
+
+    primaries = topology.primaries()
+    # Subscribers first: a subscription of theirs would look for its slot for ever.
+    for node in [*primaries[1:], primaries[0]]:
+        job(node)
+    if removed:
+
+        def scrub(node: str) -> Callable[[], None]:
+            return lambda: drop_old_wal(topology, password, node)
+
+        in_parallel([scrub(node) for node in primaries])
+    return removed
+
+
+def _purge_node(
+    topology: Topology, password: str, node: str, regions: Mapping[str, Sequence[str]]
+) -> list[str]:
+    removed = []
+    with connect(topology.operator_login(node, password), 10) as connection:
+        connection.autocommit = True
+        if replicas.unsubscribe(connection):
+            removed.append("subscription")
+        slots = [replicas.slot(name) for name in topology.nodes]
+        removed += [f"slot {name}" for name in slots if replicas.drop_slot(connection, name)]
+        for name in [*map(replicas.publication, regions), "lab_marker"]:
+            found = connection.execute(
+                "SELECT FROM pg_publication WHERE pubname = %s", (name,)
+            ).fetchone()
+            if found:
+                connection.execute(sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name)))
+                removed.append(f"publication {name}")
+        for region in regions:
+            for schema in (RETIRED, STAGED, replicas.INCOMING):
+                name = schema.format(region=region)
+                found = connection.execute("SELECT to_regnamespace(%s)", (f'"{name}"',)).fetchone()
+                if found and found[0]:
+                    drop = sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name))
+                    connection.execute(drop)
+                    removed.append(f"schema {name}")
+        if removed:
+            clean_statistics(connection)
+            for leaf in leaves_of(regions):
+                if relkind(connection, leaf) == "r":
+                    connection.execute(sql.SQL("ANALYZE {}").format(leaf.identifier()))
+    return removed
+
+
+def clean_statistics(connection: psycopg.Connection[Any]) -> None:
+    """Rewrite the statistics without those of foreign rows and of tables that are gone.
+
+    Rows that were deleted stay in the file until it is rewritten.
+    """
+    connection.execute("SET allow_system_table_mods = on")
+    connection.execute(_STRAY_STATISTICS)
+    connection.execute("RESET allow_system_table_mods")
+    for name in ("pg_statistic", "pg_statistic_ext_data"):
+        connection.execute(f"VACUUM FULL pg_catalog.{name}")
+
+
+def drop_old_wal(topology: Topology, password: str, node: str) -> None:
+    """Have a node and its standbys remove all WAL from before now; raises LabError.
+
+    wal_recycle is off in the lab: a recycled segment would keep its rows under a future name.
+    """
+    with connect(topology.operator_login(node, password), 10) as connection:
+        connection.autocommit = True
+        connection.execute("SELECT pg_switch_wal()")
+        row: Any = connection.execute(
+            "SELECT pg_walfile_name(pg_current_wal_lsn()), pg_current_wal_lsn()"
+        ).fetchone()
+        first_kept, position = str(row[0]), row[1]
+        _await_removal(connection, first_kept, node)
+    region = topology.nodes[node]["region"]
+    for name, other in topology.nodes.items():
+        if other["region"] == region and other["role"] == "standby":
+            with connect(topology.operator_login(name, password), 10) as standby:
+                standby.autocommit = True
+
+                def has_replayed(standby: psycopg.Connection[Any] = standby) -> bool:
+                    found: Any = standby.execute(
+                        "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", (position,)
+                    ).fetchone()
+                    return bool(found[0])
+
+                poll(has_replayed, WAL_S, f"{name} does not replay the WAL of {node}")
+                _await_removal(standby, first_kept, name)
+
+
+def _await_removal(connection: psycopg.Connection[Any], first_kept: str, node: str) -> None:
+    def is_gone() -> bool:
+        connection.execute("CHECKPOINT")
+        found: Any = connection.execute(_OLD_WAL, (first_kept,)).fetchone()
+        return bool(found[0] == 0)
+
+    poll(is_gone, WAL_S, f"{node} keeps WAL from before {first_kept}: a slot that is not read does")
