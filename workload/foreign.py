@@ -28,6 +28,8 @@ from workload.topology import Topology
 
 #: The roles that others come as: the customers', who see and add, and the operator's.
 CUSTOMERS_ROLE, OPERATOR_ROLE = "foreign_customers", "foreign_operator"
+#: What customers become who must not leave home (functions.sql makes it).
+HOME_ROLE = "at_home"
 SECRETS = (CUSTOMERS_ROLE, OPERATOR_ROLE)
 #: Rows a round trip: the default 100 makes a far scan a matter of minutes.
 OPTIONS: Mapping[str, str] = {
@@ -277,9 +279,10 @@ def grant_customers(
     """Let customers see and add, by the leaves' own names too."""
     for leaf in leaves:
         connection.execute(
-            sql.SQL("GRANT SELECT, INSERT ON {} TO {}").format(
+            sql.SQL("GRANT SELECT, INSERT ON {} TO {}, {}").format(
                 sql.Identifier(schema.format(region=leaf.region) or leaf.region, leaf.table),
                 sql.Identifier(role),
+                sql.Identifier(HOME_ROLE),
             )
         )
 
@@ -479,8 +482,9 @@ def _make_home(
 
 def _grant_customers(connection: psycopg.Connection[Any], leaf: Leaf, role: str) -> bool:
     row = connection.execute(
-        "SELECT has_table_privilege(%s, to_regclass(%s), 'INSERT')",
-        (role, leaf.identifier().as_string(connection)),
+        "SELECT has_table_privilege(%(role)s, to_regclass(%(leaf)s), 'INSERT')"
+        " AND has_table_privilege(%(home)s, to_regclass(%(leaf)s), 'INSERT')",
+        {"role": role, "home": HOME_ROLE, "leaf": leaf.identifier().as_string(connection)},
     ).fetchone()
     if row == (True,):
         return False
