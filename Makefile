@@ -59,6 +59,16 @@ source_tests: setup ## Run the source document's two tests: partitioning, and di
 audit: setup ## Say where each region's data is on each node, down to the bytes
 	@$(PLAYBOOK) playbooks/audit.yml
 
+.PHONY: find move forget
+find: setup ## Say where a customer is at home (CUSTOMER=id)
+	@$(PYTHON_VENV) -m workload find
+
+move: setup ## Move a customer with all purchases (CUSTOMER=id COUNTRY=us)
+	@$(PYTHON_VENV) -m workload move
+
+forget: setup ## Erase a customer and all purchases, and prove it (CUSTOMER=id)
+	@$(PYTHON_VENV) -m workload forget
+
 .PHONY: verify
 verify: setup ## Prove that every acknowledged write is in the database
 	@$(PYTHON_VENV) -m workload verify

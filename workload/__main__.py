@@ -7,6 +7,7 @@ import os
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
+from uuid import UUID
 
 from workload.errors import LabError
 from workload.lab import Lab
@@ -63,6 +64,54 @@ def seed(lab: Lab, asked: Namespace) -> int:
     return 0
 
 
+def find(lab: Lab, asked: Namespace) -> int:
+    """Say where a customer is at home."""
+    from workload import people
+    from workload.topology import Topology
+
+    topology = Topology.load(lab)
+    people.check_phase(topology)
+    found = people.find(topology, password(), asked.customer)
+    print(
+        f"{found.id} is {found.email}, of {found.country}, at home in {found.region} (node"
+        f" {found.node}), with {found.purchases:,} purchases"
+    )
+    return 0
+
+
+def move(lab: Lab, asked: Namespace) -> int:
+    """Move a customer with all purchases to another country."""
+    from workload import people
+    from workload.topology import Topology
+
+    topology = Topology.load(lab)
+    before, after = people.move(topology, password(), asked.customer, asked.country)
+    print(
+        f"{after.id} moved from {before.country} to {after.country} with"
+        f" {before.purchases:,} purchases, and is at home on {after.node}"
+    )
+    if before.region == after.region:
+        return 0
+    left = people.traces(topology, before, people.nodes_of(topology, before.region))
+    nodes = ", ".join(people.nodes_of(topology, before.region))
+    print(f"Traces left on {nodes}: {', '.join(left) or 'none'}")
+    return 1 if left else 0
+
+
+def forget(lab: Lab, asked: Namespace) -> int:
+    """Erase a customer and all purchases, everywhere."""
+    from workload import people
+    from workload.topology import Topology
+
+    topology = Topology.load(lab)
+    gone = people.forget(topology, password(), asked.customer)
+    print(
+        f"{gone.id} of {gone.country} and {gone.purchases:,} purchases are erased; no trace in the"
+        f" files of {', '.join(topology.nodes)}"
+    )
+    return 0
+
+
 def report(lab: Lab, _: Namespace) -> int:
     """Print what the customers experienced, and write the page."""
     from rich.console import Console
@@ -96,6 +145,9 @@ COMMANDS: tuple[Callable[[Lab, Namespace], int], ...] = (
     verify,
     source_tests,
     audit,
+    find,
+    move,
+    forget,
     report,
     wan,
 )
@@ -121,6 +173,10 @@ def parser() -> argparse.ArgumentParser:
     add = by_name["seed"].add_argument
     add("--customers", type=whole_number, default=set_to("CUSTOMERS", "1000000"))
     add("--purchases-each", type=whole_number, default=set_to("PURCHASES_EACH", "3"))
+    for name in ("find", "move", "forget"):
+        add = by_name[name].add_argument
+        add("--customer", type=uuid, default=set_to("CUSTOMER", ""), metavar="ID")
+    by_name["move"].add_argument("--country", default=set_to("COUNTRY", ""))
     add = by_name["wan"].add_argument
     add("--link", default=set_to("LINK"), metavar="us-eu")
     add("--state", default=set_to("STATE"), metavar="cut|reset|up")
@@ -137,6 +193,14 @@ def set_to(variable: str, default: str | None = None) -> str | None:
 def password() -> str:
     """Return the superuser's password."""
     return os.environ.get("LAB_PASSWORD") or "password"
+
+
+def uuid(text: str) -> UUID:
+    """Return a customer's id."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise ArgumentTypeError(f"CUSTOMER is '{text}': give the id of one, a UUID") from None
 
 
 def whole_number(text: str) -> int:

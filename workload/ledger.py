@@ -2,7 +2,8 @@
 
 One line a step: mark, kind, id, microseconds since the epoch. A write has a line I (intent) before
 it is sent, and one of A (acknowledged), F (refused) or U (unknown: the connection broke, so it may
-be there or not) after it. An intent without a second line is unknown too.
+be there or not) after it. An intent without a second line is unknown too. E means that the row was
+erased since, on purpose.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
-Mark = Literal["I", "A", "F", "U"]
+Mark = Literal["I", "A", "F", "U", "E"]
 Kind = Literal["c", "p"]
 #: What the kinds stand for, and the tables they are in.
 KINDS: dict[Kind, str] = {"c": "customer", "p": "purchase"}

@@ -46,7 +46,9 @@ class Verdict:
     unknown: int = 0
     lost: int = 0
     doubled: int = 0
-    #: Refused, yet present.
+    #: Forgotten on purpose.
+    erased: int = 0
+    #: Refused or erased, yet present.
     ghosts: int = 0
     examples: list[Any] = field(default_factory=list)
 
@@ -115,14 +117,14 @@ def _judge(
         found["intents"] += 1
         found[outcome] += 1
         found["doubled"] += there > 1
-        found["ghosts"] += outcome == "refused" and there > 0
+        found["ghosts"] += outcome in ("refused", "erased") and there > 0
         if outcome == "acknowledged" and not there:
             found["lost"] += 1
             examples.append(key[1])
     return Verdict(table=table, **found, examples=examples[:3])
 
 
-_OUTCOMES = (("A", "acknowledged"), ("F", "refused"))
+_OUTCOMES = (("E", "erased"), ("A", "acknowledged"), ("F", "refused"))
 
 
 def show(verdicts: list[Verdict], console: Console) -> bool:
@@ -158,6 +160,7 @@ def show(verdicts: list[Verdict], console: Console) -> bool:
             console.print(f"VIOLATED: {verdict.doubled:,} rows of {verdict.table} are there twice")
         if verdict.ghosts:
             console.print(
-                f"VIOLATED: {verdict.ghosts:,} rows of {verdict.table} were refused and are there"
+                f"VIOLATED: {verdict.ghosts:,} rows of {verdict.table} were refused or erased, and"
+                " are there"
             )
     return holds
