@@ -9,8 +9,8 @@ the remote parent: that would send queries in circles, and change rows by a ctid
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -18,13 +18,14 @@ from psycopg import sql
 
 from workload import tls
 from workload.bulk import in_parallel
+from workload.countries import rebound
 from workload.errors import LabError
 from workload.leaves import LOCK_ORDER, TABLES, Leaf, columns_of, leaves_of
 from workload.locks import exclusively
 from workload.peers import address_between
 from workload.scram import verifier
 from workload.sql import connect, describe, take_turns
-from workload.topology import Topology
+from workload.topology import Role, Topology, set_roles
 
 #: The roles that others come as: the customers', who see and add, and the operator's.
 CUSTOMERS_ROLE, OPERATOR_ROLE = "foreign_customers", "foreign_operator"
@@ -327,39 +328,71 @@ def prepare(setup: Setup) -> bool:
     Raises LabError with the node that it went wrong on.
     """
     topology = setup.topology
-    done = [tls.ensure_certificates(topology.lab, list(setup.regions))]
+    made = tls.ensure_certificates(topology.lab, list(setup.regions))
 
-    def secure(name: str) -> None:
-        node = topology.nodes[name]
+    def secure(name: str) -> bool:
         login = topology.operator_login(name, setup.password)
-        done.append(tls.install(topology.lab, node["region"], topology.server(name), login))
+        region = topology.nodes[name]["region"]
+        return tls.install(topology.lab, region, topology.server(name), login)
 
-    in_parallel(
-        [
-            lambda name=name: secure(name)  # type: ignore[misc]
-            for name, node in topology.nodes.items()
-            if node["role"] != "fenced"
-        ]
-    )
-
-    def open_up(name: str) -> None:
-        try:
-            done.append(_prepare_node(setup, name))
-        except psycopg.Error as error:
-            raise LabError(f"{name}: {describe(error)}") from None
-
+    alive = [name for name, node in topology.nodes.items() if node["role"] != "fenced"]
+    done = [made, _on_each(alive, secure)]
     # First everybody who is gone to, then who goes there.
-    in_parallel([lambda name=name: open_up(name) for name in setup.writable()])  # type: ignore[misc]
-    done.append(point_servers(setup))
-
-    def replace_copies(name: str) -> None:
-        try:
-            done.append(_replace_copies(setup, name))
-        except psycopg.Error as error:
-            raise LabError(f"{name}: {describe(error)}") from None
-
-    in_parallel([lambda name=name: replace_copies(name) for name in setup.writable()])  # type: ignore[misc]
+    done.append(_on_each(setup.writable(), lambda name: _prepare_node(setup, name)))
+    found = _found_regions(setup)
+    if found:
+        setup = replace(setup, topology=Topology.load(topology.lab))
+    done += [found, point_servers(setup)]
+    done.append(_on_each(setup.writable(), lambda name: _replace_copies(setup, name)))
+    # Countries that are new: at home first, so that whoever sends rows there finds them known.
+    for kind in ("r", "f"):
+        done.append(_on_each(setup.writable(), lambda name, kind=kind: _rebound(setup, name, kind)))  # type: ignore[misc]
     return any(done)
+
+
+def _on_each(names: Sequence[str], work: Callable[[str], bool]) -> bool:
+    """Do work for nodes at the same time; return whether any of it changed something."""
+    done: list[bool] = []
+
+    def job(name: str) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                done.append(work(name))
+            except psycopg.Error as error:
+                raise LabError(f"{name}: {describe(error)}") from None
+
+        return run
+
+    in_parallel([job(name) for name in names])
+    return any(done)
+
+
+def _rebound(setup: Setup, name: str, kind: str) -> bool:
+    with setup.connect(name) as connection:
+        return rebound(connection, leaves_of(setup.regions), kind)
+
+
+def _found_regions(setup: Setup) -> bool:
+    """Make new regions' nodes the homes that nobody has rows for yet; return whether any was."""
+    topology = setup.topology
+    joining = [name for name, node in topology.nodes.items() if node["role"] == "joining"]
+    with setup.connect(topology.primaries()[0]) as origin:
+        at_origin = {
+            leaf.region for leaf in leaves_of(setup.regions) if relkind(origin, leaf) == "r"
+        }
+    roles: dict[str, Role] = {}
+    for name in joining:
+        region = topology.nodes[name]["region"]
+        if region in at_origin or region not in setup.regions:
+            continue
+        leaves = leaves_of(setup.regions, [region])
+        with setup.connect(name) as connection:
+            if relkind(connection, leaves[0]) == "":
+                _make_home(connection, leaves, setup.customers_role)
+        roles[name] = "primary"
+    if roles:
+        set_roles(topology.lab, roles)
+    return bool(roles)
 
 
 def _prepare_node(setup: Setup, name: str) -> bool:
@@ -425,17 +458,11 @@ def _replace_copies(setup: Setup, name: str) -> bool:
     topology = setup.topology
     own = topology.nodes[name]["region"]
     done = False
-    with setup.connect(topology.primaries()[0]) as origin:
-        at_origin = {leaf.region: relkind(origin, leaf) for leaf in leaves_of(setup.regions)}
     with setup.connect(name) as connection:
         for region in setup.regions:
             leaves = leaves_of(setup.regions, [region])
             kinds = {relkind(connection, leaf) for leaf in leaves}
             if region == own:
-                # Nobody has rows of it yet: there is nothing to be brought here first.
-                if kinds == {""} and at_origin[region] != "r":
-                    _make_home(connection, leaves, setup.customers_role)
-                    done = True
                 continue
             if kinds == {"f"} or (own == topology.origin() and "r" in kinds):
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,13 +31,15 @@ def build(
     roles: Mapping[str, str] | None = None,
     servers: Mapping[str, str] | None = None,
     tables: str = "",
+    closed: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the content of topology.json.
 
     nodes: [{name, region, host, port, follows, container}]; regions: {name: {countries}}; links:
     the WAN's; roles: those that hold now, by node, where they are no longer the inventory's;
     servers: what the nodes run on, {image, bin_dir, network}; tables: which ones customers name,
-    where these are not the phase's. The first node's region is the origin: nodes of others begin as
+    where these are not the phase's; closed: regions whose customers are still to come. The first
+    node's region is the origin: nodes of others begin as
     replicas.
     """
     origin = nodes[0]["region"]
@@ -72,6 +74,7 @@ def build(
             name: {
                 "countries": list(entry["countries"]),
                 "warm_up": "",
+                "open": name not in closed,
                 "ways": _ways(found_nodes, by_region.get(name, {})),
             }
             for name, entry in regions.items()
@@ -170,6 +173,8 @@ class Region:
     reads: tuple[Mapping[str, Any], ...]
     #: The same of every node of the lab.
     ways: tuple[Mapping[str, Any], ...]
+    #: Whether its customers trade.
+    open: bool
     #: What its customers are asked to run once, in an idle moment; "" for nothing.
     warm_up: str
 
@@ -197,7 +202,7 @@ class Topology:
     dbname: str
     user: str
     password_file: str
-    regions: tuple[Region, ...]
+    all_regions: tuple[Region, ...]
     nodes: Mapping[str, Mapping[str, Any]]
     #: What the nodes run on: image, bin_dir and network.
     servers: Mapping[str, str]
@@ -221,7 +226,7 @@ class Topology:
                 dbname=found["dbname"],
                 user=found["customers"]["user"],
                 password_file=found["customers"]["password_file"],
-                regions=tuple(
+                all_regions=tuple(
                     Region(
                         name=name,
                         countries=tuple(r["countries"]),
@@ -233,6 +238,7 @@ class Topology:
                         reads=tuple(r["reads"]),
                         ways=tuple(r["ways"]),
                         warm_up=r["warm_up"],
+                        open=bool(r["open"]),
                     )
                     for name, r in found["regions"].items()
                 ),
@@ -250,9 +256,14 @@ class Topology:
         """Tell whether the lab is in a phase or past it."""
         return PHASES.index(self.phase) >= PHASES.index(phase)
 
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions whose customers trade."""
+        return tuple(region for region in self.all_regions if region.open)
+
     def region(self, name: str) -> Region:
-        """Return a region by name; raises LabError where its customers do not trade."""
-        for region in self.regions:
+        """Return a region by name; raises LabError where its customers are not expected."""
+        for region in self.all_regions:
             if region.name == name:
                 return region
         raise LabError(f"region {name} does not trade in phase {self.phase}")

@@ -59,18 +59,27 @@ class ActionModule(LabAction):
             roles = {**dict.fromkeys(names, "joining"), **roles}
         else:
             roles = {name: role for name, role in roles.items() if role != "joining"}
+        regions = dict(arguments["regions"])
+        closed: set[str] = set()
+        if arguments["state"] != "reached":
+            # Customers come from new countries and regions when there is a place for them.
+            for name, region in before["regions"].items():
+                regions[name] = {"countries": region["countries"]}
+            known = {name for name, found in before["regions"].items() if found.get("open", True)}
+            closed = set(regions) - known
         wan = arguments["wan"]
         wanted = build(
             phase=phase,
             runtime=arguments["runtime"],
             dbname=arguments["dbname"],
             customers=arguments["customers"],
-            regions=arguments["regions"],
+            regions=regions,
             nodes=arguments["nodes"],
             links=links_for(nodes=arguments["nodes"], **wan) if wan else [],
             roles={**roles, **arguments["roles"]},
             servers=arguments["servers"],
             tables=tables,
+            closed=closed,
         )
         changed = before != wanted
         if changed and not dry_run:
