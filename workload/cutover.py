@@ -117,6 +117,9 @@ def _move(
     region = leaves[0].region
     way = topology.region(topology.origin()).way_to(node)
     rtt_ms = float(way["rtt_ms"])
+    for role in foreign.SECRETS:
+        foreign.grant(new, role, region)
+    foreign.grant_customers(new, leaves, customers_role)
     # What the marker vouches for has to survive a crash of the new home.
     new.execute("ALTER SUBSCRIPTION lab SET (synchronous_commit = 'on')")
 

@@ -111,11 +111,12 @@ def ensure_role(connection: psycopg.Connection[Any], name: str, secret: str, reg
         connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
     if row is None or not row[0]:
         connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(secret)))
-    granted = _grant(connection, name, region)
+    granted = grant(connection, name, region)
     return granted or row is None or not row[0]
 
 
-def _grant(connection: psycopg.Connection[Any], name: str, region: str) -> bool:
+def grant(connection: psycopg.Connection[Any], name: str, region: str) -> bool:
+    """Let those who come as a role use a region's leaves; return whether they could not yet."""
     rights = ["SELECT", "INSERT"] + (["UPDATE", "DELETE"] if name == OPERATOR_ROLE else [])
     done = False
     for table in TABLES:
@@ -504,7 +505,7 @@ def _make_home(
                 connection.execute(statement)
         grant_customers(connection, leaves, customers_role)
         for role in SECRETS:
-            _grant(connection, role, leaves[0].region)
+            grant(connection, role, leaves[0].region)
 
 
 def _grant_customers(connection: psycopg.Connection[Any], leaf: Leaf, role: str) -> bool:

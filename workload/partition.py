@@ -334,7 +334,7 @@ def _give_up(login: Login, leaves: Sequence[Leaf], reason: str) -> str:
                 return f"the rows are in their partitions, what they were in is not gone: {reason}"
             left = _undo(connection, leaves, UNDO_TIMEOUT_S)
     except (LabError, psycopg.Error):
-        left = "what it made"
+        return f"partitioning was cut short, the next run finds out how far it came: {reason}"
     rest = f" but for {left}, which is in nobody's way and which the next run removes"
     return f"partitioning was given up, nothing is changed{rest if left else ''}: {reason}"
 

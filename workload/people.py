@@ -34,6 +34,8 @@ from workload.topology import Topology
 GID = re.compile(r"lab_move_([0-9a-f-]{36})_from_(.+)")
 #: Seconds for a customer's own transactions to let go of their rows.
 LOCK_TIMEOUT_S = 10
+#: Whoever deletes rows writes this with it, so that their bytes are not forgotten in the files.
+TO_SCRUB = "INSERT INTO lab.to_scrub DEFAULT VALUES"
 #: Said by who waits at a step; only tests do.
 Step = Callable[[str], None]
 
@@ -185,6 +187,7 @@ def _move(
                 ),
                 (person.id,),
             )
+        old.execute(TO_SCRUB)
         step("deleted")
     step("decided")
     new.execute(sql.SQL("COMMIT PREPARED {}").format(sql.Literal(gid)))
@@ -212,13 +215,21 @@ def resolve(topology: Topology, password: str) -> list[str]:
                     if not lock[0]:
                         continue
                     still_there = old.execute(
-                        sql.SQL("SELECT FROM {} WHERE id = %s").format(_leaf(found[2], "customer")),
+                        sql.SQL("SELECT id FROM {} WHERE id = %s").format(
+                            _leaf(found[2], "customer")
+                        ),
                         (found[1],),
                     ).fetchone()
                     what = "ROLLBACK PREPARED {}" if still_there else "COMMIT PREPARED {}"
                     new.execute(sql.SQL(what).format(sql.Literal(gid)))
                     where = f"stays in {found[2]}" if still_there else f"is at home on {node}"
                     done.append(f"a move was interrupted: customer {found[1]} {where}")
+    for node in topology.primaries():
+        with _open(topology, password, node) as connection:
+            row: Any = connection.execute("SELECT count(*) FROM lab.to_scrub").fetchone()
+        if row[0]:
+            scrub(topology, password, node)
+            done.append(f"{node}: bytes of deleted rows are gone from its files")
     return done
 
 
@@ -250,6 +261,7 @@ def forget(topology: Topology, password: str, customer: UUID) -> Person:
                 sql.SQL("DELETE FROM {} WHERE id = %s").format(_leaf(person.region, "customer")),
                 (customer,),
             )
+            connection.execute(TO_SCRUB)
     ledger.close()
     scrub(topology, password, person.node)
     left = traces(topology, person)
@@ -267,11 +279,14 @@ def scrub(topology: Topology, password: str, node: str) -> float:
     started = time.monotonic()
     region = topology.nodes[node]["region"]
     with _open(topology, password, node) as connection:
+        since = connection.execute("SELECT clock_timestamp()").fetchone()
         for table in ("purchase", "customer"):
             connection.execute(sql.SQL("VACUUM (FULL, ANALYZE) {}").format(_leaf(region, table)))
         clean_statistics(connection)
     rewritten = time.monotonic() - started
     drop_old_wal(topology, password, node)
+    with _open(topology, password, node) as connection:
+        connection.execute("DELETE FROM lab.to_scrub WHERE since <= %s", since)
     return rewritten
 
 

@@ -82,7 +82,7 @@ def _purge_node(
             found = connection.execute(
                 "SELECT FROM pg_publication WHERE pubname = %s", (name,)
             ).fetchone()
-            if found:
+            if found is not None:
                 connection.execute(sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name)))
                 removed.append(f"publication {name}")
         for region in regions:

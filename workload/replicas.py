@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.pq import ExecStatus
+from psycopg.pq import DiagnosticField, ExecStatus
 
 from workload import marker
 from workload.bulk import Progress, Say, copy, in_parallel, run_all, split
@@ -282,7 +282,9 @@ def load(
     it. The marker's row comes along. Raises LabError; the slot stays then, for who cleans up.
     """
     name = slot_name.removeprefix("lab_")
-    with psycopg.connect(f"{source.conninfo()} replication=database", autocommit=True) as walsender:
+    # A slot begins when all transactions have ended that write now.
+    options = f"replication=database options='-c lock_timeout={int(CATCH_UP_S * 1e3)}'"
+    with psycopg.connect(f"{source.conninfo()} {options}", autocommit=True) as walsender:
         snapshot = _make_slot(walsender, slot_name)
         with connect(source, 10) as reader:
             reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -318,7 +320,10 @@ def _make_slot(walsender: psycopg.Connection[Any], name: str) -> str:
     statement = f"CREATE_REPLICATION_SLOT \"{name}\" LOGICAL pgoutput (SNAPSHOT 'export')"
     result = walsender.pgconn.exec_(statement.encode())
     if result.status != ExecStatus.TUPLES_OK:
-        raise LabError(f"no slot on the origin: {result.error_message.decode().strip()}")
+        message = " ".join(result.error_message.decode().split())
+        if result.error_field(DiagnosticField.SQLSTATE) == b"55P03":
+            message = f"a transaction that writes is open there for more than {CATCH_UP_S:.0f} s"
+        raise LabError(f"no slot on the origin: {message}")
     value = result.get_value(0, 2)
     assert value
     return value.decode()

@@ -60,8 +60,14 @@ def run(
     )
     before = measure_wan(topology)
     status = run_to_its_end(arguments, environment)
-    after = measure_wan(Topology.load(lab))
-    save_wan(lab, topology.phase, [worse(a, b) for a, b in zip(before, after, strict=False)])
+    # The phase that the run ended in is what its figures go by.
+    ended = Topology.load(lab)
+    earlier = {(row["from"], row["node"]): row for row in before}
+    save_wan(
+        lab,
+        ended.phase,
+        [worse(earlier.get((row["from"], row["node"]), row), row) for row in measure_wan(ended)],
+    )
     return status
 
 
@@ -71,14 +77,17 @@ def run_to_its_end(arguments: list[str], environment: dict[str, str]) -> int:
     It has a session of its own: a Ctrl-C would reach it twice otherwise, and at the second one
     Locust ends without a word.
     """
-    process = subprocess.Popen(arguments, env=environment, start_new_session=True)
+    started: list[subprocess.Popen[bytes]] = []
 
     def hand_on(number: int, _: FrameType | None) -> None:
-        process.send_signal(number)
+        for process in started:
+            process.send_signal(number)
 
+    # Before it starts: a shell's background job ignores SIGINT, and would have it ignore it too.
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return process.wait()
+        started.append(subprocess.Popen(arguments, env=environment, start_new_session=True))
+        return started[0].wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -89,19 +98,31 @@ def measure_wan(topology: Topology) -> list[dict[str, Any]]:
     if not any(region.rtt_ms for region in topology.regions):
         return []
     used = {(region.name, region.node) for region in topology.regions}
+    looked = {
+        (region.name, region.reads[0]["node"] if region.reads else region.node)
+        for region in topology.regions
+    }
     # A machine that is busy for a moment is not a WAN that is off: that one stays so.
     for _ in range(MEASUREMENTS):
         rows = measure(topology.lab)
         if all(row["ok"] or row["measured_ms"] is None for row in rows):
             break
-    return [{**row, "serves": (row["from"], row["node"]) in used} for row in rows]
+    return [
+        {
+            **row,
+            "serves": (row["from"], row["node"]) in used,
+            "looks": (row["from"], row["node"]) in looked,
+        }
+        for row in rows
+    ]
 
 
 def worse(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Return the one of two measurements of a link that is further off."""
+    """Return the later of two rows of a link, with the measurement that is further off."""
 
     def off(row: dict[str, Any]) -> float:
         found = row["measured_ms"]
         return float("inf") if found is None else abs(found - row["configured_ms"])
 
-    return max(before, after, key=off)
+    measured = ("configured_ms", "measured_ms", "ok", "trouble", "error")
+    return {**after, **{name: max(before, after, key=off)[name] for name in measured}}

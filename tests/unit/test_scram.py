@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from plugins.filter.lab_server import scram_verifier, server_arguments
+from plugins.filter.lab_server import server_arguments
+from workload.scram import verifier as scram_verifier
 
 
 def test_same_input_gives_the_same_verifier() -> None:

@@ -1,0 +1,392 @@
+"""The move into partitions: what it refuses, what it takes along, and runs that are cut short."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+
+from tests.fixtures.labs import CHECKOUT, LabUnderTest, eventually
+from tests.fixtures.traffic import acknowledged, experience, lost, traffic
+from tests.playbooks.test_interrupted import kill_all, kill_the_playbook_alone
+from tests.playbooks.test_refusals import refused
+from workload import replicas
+from workload.errors import LabError
+from workload.partition import Partitioned, partition
+from workload.topology import Topology
+
+pytestmark = pytest.mark.slow
+
+SEED = int(os.environ.get("LAB_TEST_SEED") or 20261124)
+COUNTRIES = ("uk", "de", "us", "mx", "jp", "sg")
+REGIONS: dict[str, list[str]] = {
+    name: entry["countries"]
+    for name, entry in yaml.safe_load(
+        (CHECKOUT / "inventory/lab/group_vars/all/regions.yml").read_text()
+    )["lab_regions"].items()
+}
+STATE = """
+SELECT (SELECT relkind::text FROM pg_class WHERE oid = 'public.customer'::regclass),
+  (SELECT relkind::text FROM pg_class WHERE oid = 'public.purchase'::regclass),
+  (SELECT count(*) FROM pg_trigger WHERE tgname = 'lab_note_change'),
+  to_regclass('lab.changed')::text, to_regclass('eu.customer')::text
+"""
+UNCHANGED = [("r", "r", 0, None, None)]
+
+
+def no_matter(line: str) -> None:
+    """Hear how far a move is."""
+
+
+@pytest.fixture(scope="module")
+def world(new_lab: Callable[..., LabUnderTest]) -> Iterator[LabUnderTest]:
+    """Return a lab in expand_world with some thousand customers; the tests below go its road."""
+    lab = new_lab("embedded")
+    try:
+        lab.play_ok("before")
+        refused(lab.play("shard"), "builds on expand_world", "playbooks/expand_eu.yml first")
+        done = lab.workload("source_tests")
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert "phase before" in line
+        assert "playbooks/shard.yml first" in line
+        lab.play_ok("expand_eu")
+        refused(lab.play("shard"), "builds on expand_world", "playbooks/expand_world.yml first")
+        lab.play_ok("expand_world")
+        seeded = lab.workload("seed", "--customers=5000", "--purchases-each=3")
+        assert seeded.returncode == 0, seeded.stdout + seeded.stderr
+        assert "seed: 20,000 of 20,000 rows" in seeded.stdout
+        yield lab
+    finally:
+        lab.remove()
+
+
+def assert_unchanged(lab: LabUnderTest) -> None:
+    assert lab.query(STATE) == UNCHANGED
+    assert Topology.load(lab.lab).phase == "expand_world"
+
+
+# -- what it refuses, in the order of the road -------------------------------------------------
+
+
+def test_dry_run_before_the_phase_changes_nothing(world: LabUnderTest) -> None:
+    assert world.play_ok("shard", "--check").changed > 0
+    assert_unchanged(world)
+    assert not (world.lab.home / "nodes" / "us").exists()
+
+
+def test_customers_in_an_unknown_country_are_named(world: LabUnderTest) -> None:
+    world.query("INSERT INTO customer (email, country) SELECT 'x', 'xx' FROM generate_series(1, 3)")
+    world.query("INSERT INTO customer (email, country) VALUES ('x', '')")
+    refused(world.play("shard"), "3 in 'xx'", "1 in ''", "lab_regions")
+    assert_unchanged(world)
+    world.query("DELETE FROM customer WHERE country IN ('xx', '')")
+
+
+@pytest.mark.parametrize(
+    ("make", "drop", "name"),
+    [
+        ("CREATE VIEW spent AS SELECT sum(amount) FROM purchase", "DROP VIEW spent", "view spent"),
+        ("ALTER TABLE customer ADD phone text", "ALTER TABLE customer DROP phone", "phone"),
+        (
+            "CREATE TABLE note (customer_id uuid REFERENCES customer (id))",
+            "DROP TABLE note",
+            "note_customer_id_fkey",
+        ),
+    ],
+)
+def test_what_would_be_left_behind_is_named(
+    world: LabUnderTest, make: str, drop: str, name: str
+) -> None:
+    world.query(make)
+    with pytest.raises(LabError, match=name):
+        partition(world.login(), REGIONS, no_matter)
+    assert_unchanged(world)
+    world.query(drop)
+
+
+def test_a_long_transaction_is_given_in_to(world: LabUnderTest) -> None:
+    with traffic(world, 60):
+        with psycopg.connect(world.login().conninfo()) as long:
+            long.execute(
+                "INSERT INTO purchase (customer_id, amount) SELECT id, 1 FROM customer LIMIT 1"
+            )
+            play = world.play("shard", "-e", "partition_timeout_s=1")
+            refused(play, "partitioning was given up, nothing is changed: ")
+            assert_unchanged(world)
+        for statement in (
+            "INSERT INTO customer (email) VALUES ('long@example.com')",
+            "SELECT FROM customer LIMIT 1 FOR SHARE",
+        ):
+            with psycopg.connect(world.login().conninfo()) as long:
+                long.execute(statement.encode())
+                with pytest.raises(LabError, match="given up, nothing is changed: "):
+                    partition(world.login(), REGIONS, no_matter, 1)
+            assert_unchanged(world)
+        already = acknowledged(world)
+        eventually(lambda: acknowledged(world) > already + 20)
+    failed = [row for row in experience(world).values() if row["failures"]]
+    assert not failed
+    assert lost(world) == 0
+
+
+def test_a_lock_on_the_whole_table_is_given_in_to(world: LabUnderTest) -> None:
+    with psycopg.connect(world.login().conninfo()) as long:
+        long.execute("LOCK TABLE customer")
+        refused(
+            world.play("shard", "-e", "partition_timeout_s=1"),
+            "partitioning was given up, nothing is changed",
+        )
+    assert_unchanged(world)
+
+
+def test_a_long_transaction_that_begins_meanwhile_is_given_in_to(world: LabUnderTest) -> None:
+    """It holds the triggers too, so that they stay, and do nothing, until the next run."""
+    long = psycopg.connect(world.login().conninfo())
+
+    def say(line: str) -> None:
+        if line.startswith("eu.customer"):
+            long.execute("INSERT INTO customer (email) VALUES ('long@example.com')")
+
+    with long, pytest.raises(LabError, match="given up, nothing is changed but for trigger"):
+        partition(world.login(), REGIONS, say, 1)
+    with psycopg.connect(world.login().conninfo(), autocommit=True) as one:
+        one.execute("SET lock_timeout = '2s'")
+        one.execute("INSERT INTO customer (email) VALUES ('after@example.com')")
+        one.execute("UPDATE customer SET email = 'later' WHERE email = 'after@example.com'")
+        assert one.execute("SELECT count(*) FROM lab.changed").fetchone() == (1,)
+    assert world.query("SELECT to_regclass('eu.customer')") == [(None,)]
+    assert world.query("SELECT count(*) FROM customer WHERE email = 'long@example.com'") != [(0,)]
+    world.query("DELETE FROM customer WHERE email = 'long@example.com'")
+
+
+def test_a_stranger_who_comes_meanwhile_ends_it(world: LabUnderTest) -> None:
+    def say(line: str) -> None:
+        if line.startswith("eu.customer"):
+            world.query("INSERT INTO customer (email, country) VALUES ('x', 'xx')")
+
+    with pytest.raises(LabError, match=r"given up, nothing is changed: .*country 'xx'"):
+        partition(world.login(), REGIONS, say, 5)
+    assert_unchanged(world)
+    world.query("DELETE FROM customer WHERE country = 'xx'")
+
+
+# -- what it takes along -----------------------------------------------------------------------
+
+
+class Changer:
+    """Changes rows at random, in transactions of some statements, and knows what is there."""
+
+    def __init__(self, lab: LabUnderTest) -> None:
+        self.random = random.Random(SEED)
+        self.customers = {row[0]: row[1:] for row in lab.query("SELECT * FROM customer")}
+        self.purchases = {row[0]: row[1:] for row in lab.query("SELECT * FROM purchase")}
+        self.ended = threading.Event()
+        self.done = 0
+        self.error: BaseException | None = None
+        self.connection = psycopg.connect(lab.login().conninfo(), prepare_threshold=1)
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        try:
+            while not self.ended.is_set():
+                with self.connection.transaction():
+                    for _ in range(self.random.randint(1, 4)):
+                        self.change()
+                self.done += 1
+        except BaseException as error:
+            self.error = error
+
+    def any_of(self, found: dict[Any, Any]) -> Any:
+        # A few again and again, so that most changes meet rows that were changed before.
+        return self.random.choice(list(found)[-200:])
+
+    def say(self, statement: str, *values: Any) -> Any:
+        cursor = self.connection.execute(statement.encode(), values)
+        assert cursor.rowcount == 1, statement
+        return cursor.fetchone() if cursor.description else None
+
+    def change(self) -> None:
+        customer, purchase = self.any_of(self.customers), self.any_of(self.purchases)
+        country, amount = self.random.choice(COUNTRIES), self.random.randint(1, 99)
+        what = self.random.randrange(8)
+        if what == 0:
+            row = self.say(
+                "INSERT INTO customer (email, country) VALUES ('new', %s) RETURNING id", country
+            )
+            self.customers[row[0]] = ("new", country)
+        elif what <= 2:
+            row = self.say(
+                "INSERT INTO purchase (customer_id, amount) VALUES (%s, %s) RETURNING id",
+                customer, amount,
+            )  # fmt: skip
+            self.purchases[row[0]] = (customer, amount)
+        elif what == 3:
+            self.say("UPDATE customer SET email = %s WHERE id = %s", str(amount), customer)
+            self.customers[customer] = (str(amount), self.customers[customer][1])
+        elif what == 4:
+            self.say("UPDATE customer SET country = %s WHERE id = %s", country, customer)
+            self.customers[customer] = (self.customers[customer][0], country)
+        elif what == 5:
+            self.say("UPDATE purchase SET amount = %s WHERE id = %s", amount, purchase)
+            self.purchases[purchase] = (self.purchases[purchase][0], amount)
+        elif what == 6:
+            self.say("UPDATE purchase SET customer_id = %s WHERE id = %s", customer, purchase)
+            self.purchases[purchase] = (customer, self.purchases[purchase][1])
+        else:
+            self.say("DELETE FROM purchase WHERE id = %s", purchase)
+            del self.purchases[purchase]
+            owners = {owner for owner, _ in self.purchases.values()}
+            if customer not in owners:
+                self.say("DELETE FROM customer WHERE id = %s", customer)
+                del self.customers[customer]
+
+
+@contextmanager
+def changing(lab: LabUnderTest) -> Iterator[Changer]:
+    changer = Changer(lab)
+    changer.thread.start()
+    try:
+        yield changer
+    finally:
+        changer.ended.set()
+        changer.thread.join(30)
+        changer.connection.close()
+
+
+def test_all_that_is_changed_meanwhile_arrives(world: LabUnderTest) -> None:
+    with changing(world) as changer:
+
+        def say(line: str) -> None:
+            # Each step takes long enough for a hundred changes.
+            target = changer.done + 100
+            eventually(lambda: changer.done > target or changer.error)
+            # No more once it swaps: the new views take the old inserts, which is all they promise.
+            if line.startswith("loaded"):
+                changer.ended.set()
+
+        moved = partition(world.login(), REGIONS, say, 30)
+    assert changer.error is None, changer.error
+    assert isinstance(moved, Partitioned)
+    assert moved.write_pause_ms < 250
+    customers = {row[0]: row[1:] for row in world.query("SELECT * FROM customer")}
+    purchases = {row[0]: row[1:] for row in world.query("SELECT * FROM purchase")}
+    assert customers == changer.customers
+    assert purchases == changer.purchases
+    # Where they belong too, and once.
+    assert world.query(
+        "SELECT count(*) FROM global.purchase p JOIN global.customer c ON c.id = p.customer_id"
+        " WHERE c.country = p.country"
+    ) == [(len(purchases),)]
+    assert partition(world.login(), REGIONS, no_matter) is None
+
+
+def test_what_is_in_the_partitions_stays_there_whatever_fails(world: LabUnderTest) -> None:
+    """A move that is done is not undone, not even where it cannot remove the old tables."""
+    world.query("CREATE SCHEMA retired")
+    world.query("CREATE TABLE retired.customer (id uuid)")
+    world.query("CREATE VIEW retired.kept AS SELECT id FROM retired.customer")
+    rows = world.query("SELECT count(*) FROM customer")
+    with pytest.raises(LabError, match="the rows are in their partitions"):
+        partition(world.login(), REGIONS, no_matter, 1)
+    assert world.query("SELECT count(*) FROM customer") == rows
+    world.query("DROP VIEW retired.kept")
+    assert partition(world.login(), REGIONS, no_matter) is None
+    world.play_ok("shard")
+    # The ledger's rows are not all there: some were deleted above.
+    assert "AGREES" in world.workload("verify").stdout
+
+
+def test_a_long_transaction_keeps_no_copy_waiting_for_ever(
+    world: LabUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its origin's slot begins when it has ended."""
+    monkeypatch.setattr(replicas, "CATCH_UP_S", 1)
+    topology = Topology.load(world.lab)
+    wanted = {"us": list(REGIONS)}
+    with psycopg.connect(world.login(2).conninfo(), autocommit=True) as connection:
+        replicas.unsubscribe(connection)
+    with psycopg.connect(world.login().conninfo()) as long:
+        long.execute("INSERT INTO global.test (email, country) VALUES ('long@example.com', 'uk')")
+        with pytest.raises(LabError, match="transaction that writes is open there for more than 1"):
+            replicas.replicate(topology, "password", REGIONS, wanted, no_matter)
+    monkeypatch.undo()
+    (copied,) = replicas.replicate(topology, "password", REGIONS, wanted, no_matter)
+    assert copied.node == "us"
+    assert "AGREES" in world.workload("verify").stdout
+
+
+# -- runs that are cut short -------------------------------------------------------------------
+
+
+MOVING = "to_regclass('lab.changed') IS NOT NULL"
+SWAPPED = "EXISTS (SELECT FROM pg_class WHERE oid = 'public.customer'::regclass AND relkind = 'v')"
+COPYING = "EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'lab_us')"
+#: When to cut a run short: at random within some seconds from when the origin is like that.
+KILLS = (("true", 3), (MOVING, 2), (SWAPPED, 0.5), (COPYING, 2))
+
+
+def holds(lab: LabUnderTest, condition: str) -> bool:
+    """Tell whether a condition holds on the origin; not so while it is down."""
+    try:
+        return bool(lab.query(f"SELECT {condition}")[0][0])
+    except psycopg.OperationalError:
+        return False
+
+
+def kill_at(lab: LabUnderTest, rng: random.Random, condition: str, longest_s: float) -> None:
+    """Cut a run short at random within some seconds from when a condition holds on the origin."""
+    after_s = rng.uniform(0, longest_s)
+    kill = rng.choice([kill_all, kill_the_playbook_alone])
+    print(f"{lab.runtime}, seed {SEED}: {kill.__name__} {after_s:.2f} s after {condition}")
+    run = lab.start("shard")
+    eventually(lambda: run.poll() is not None or holds(lab, condition), 60)
+    time.sleep(after_s)
+    kill(run)
+
+
+def kill_server_when(lab: LabUnderTest, node: str, condition: str) -> None:
+    """kill -9 a server once a condition holds on the origin; the run fails, or has just ended."""
+    run = lab.start("shard")
+    eventually(lambda: run.poll() is not None or holds(lab, condition), 60)
+    lab.kill_server(node, f"{node}_db")
+    run.wait(120)
+
+
+def test_cut_short_anywhere_it_converges(lab: LabUnderTest) -> None:
+    rng = random.Random(f"{SEED}/{lab.runtime}")
+    for phase in ("before", "expand_eu", "expand_world"):
+        lab.play_ok(phase)
+    is_embedded = lab.runtime == "embedded"
+    seeded = lab.workload("seed", "--customers=20000", "--purchases-each=3")
+    assert seeded.returncode == 0, seeded.stdout + seeded.stderr
+    with traffic(lab, 200, users=15):
+        kill_server_when(lab, "eu", MOVING)
+        # A round takes longer with Docker.
+        for condition, longest_s in KILLS if is_embedded else KILLS[-1:]:
+            kill_at(lab, rng, condition, longest_s)
+        if is_embedded:
+            kill_server_when(lab, "us", COPYING)
+        play = lab.play("shard")
+        assert play.status == 0, play.output + play.errors
+        already = acknowledged(lab)
+        eventually(lambda: acknowledged(lab) > already + 50)
+    assert lost(lab) == 0
+    done = lab.workload("verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "AGREES" in done.stdout
+    assert lab.query("SELECT count(*) >= 20000 FROM customer") == [(True,)]
+    assert lab.play_ok("shard").changed == 0
+    left = lab.query(
+        "SELECT to_regclass('lab.changed'), to_regnamespace('retired'),"
+        " (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'logical')"
+    )
+    assert left == [(None, None, 2)]
