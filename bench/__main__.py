@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-from bench import populations, provisioning, rows, wan
+from bench import audit, populations, provisioning, rows, sharding, wan, whole
 from workload.lab import Lab
 
 PARTS: dict[str, Callable[[], Iterator[rows.Row]]] = {
     "provisioning": provisioning.rows,
     "populations": populations.rows,
     "wan": wan.rows,
+    "sharding": sharding.rows,
+    "whole": whole.rows,
+    "audit": audit.rows,
 }
 
 

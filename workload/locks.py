@@ -15,8 +15,10 @@ from workload.sql import describe
 
 #: A deadlock with a customer's transaction is ours to give in to, and sooner than they would.
 DEADLOCK_TIMEOUT_MS = 10
-#: Whoever comes after a try for locks queues behind it, for this long at most.
-LOCK_TIMEOUT_MS = 50
+#: Whoever comes after a try for locks queues behind it: for this long at first, longer with each
+#: try up to a limit, since customers far away keep their locks for several round trips.
+LOCK_TIMEOUT_MS, GROWTH = 30.0, 1.1
+LONGEST_MS = 80.0
 #: Seconds between two tries, in which those who queued are served.
 PAUSE_S = (0.05, 0.25)
 
@@ -31,7 +33,7 @@ def exclusively(
     work: Callable[[], None],
     timeout_s: float,
     before: Callable[[], object] = lambda: None,
-    lock_timeout_ms: int = LOCK_TIMEOUT_MS,
+    longest_ms: float = LONGEST_MS,
 ) -> tuple[float, int]:
     """Lock tables in their order and do work in the same transaction, trying again until timeout_s.
 
@@ -39,31 +41,34 @@ def exclusively(
 
     before runs ahead of each try, without locks. Returns the longest time in ms for which a try
     kept others waiting, from asking for the locks to the commit, and the number of tries. Raises
-    LabError where it could not be done in time; nothing is changed then.
+    LabError where it could not be done in time; nothing is changed then. longest_ms is what one try
+    may wait for locks at most.
     """
     connection.execute(f"SET deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
     deadline = time.monotonic() + timeout_s
     lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables))
-    longest_ms, tries = 0.0, 0
+    waited_ms, tries = 0.0, 0
     while True:
         before()
         tries += 1
         started = time.perf_counter()
         try:
-            connection.execute(f"SET lock_timeout = {lock_timeout_ms}")
+            timeout_ms = min(longest_ms, LOCK_TIMEOUT_MS * GROWTH**tries)
+            connection.execute(f"SET lock_timeout = {int(timeout_ms)}")
             with connection.transaction():
                 if tables:
                     connection.execute(lock)
                 work()
-            longest_ms = max(longest_ms, (time.perf_counter() - started) * 1e3)
+            waited_ms = max(waited_ms, (time.perf_counter() - started) * 1e3)
             connection.execute("SET lock_timeout = 0")
-            return longest_ms, tries
+            return waited_ms, tries
         except (errors.LockNotAvailable, errors.DeadlockDetected, PostponedError) as error:
-            longest_ms = max(longest_ms, (time.perf_counter() - started) * 1e3)
+            waited_ms = max(waited_ms, (time.perf_counter() - started) * 1e3)
             if time.monotonic() > deadline:
                 connection.execute("SET lock_timeout = 0")
                 why = describe(error) if isinstance(error, psycopg.Error) else str(error)
                 raise LabError(
-                    f"not done in {timeout_s:.0f} s and {tries} tries, nothing is changed: {why}"
+                    f"no moment without a long transaction in {timeout_s:.0f} s ({tries} tries):"
+                    f" {why}"
                 ) from None
             time.sleep(random.uniform(*PAUSE_S))

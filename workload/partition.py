@@ -27,6 +27,8 @@ from workload.sql import Login, connect, describe, take_turns
 
 #: Keys left to bring over that are few enough to do so while customers wait.
 FEW = 200
+#: What one try for the locks may wait for them at most; everybody waits behind it.
+LONGEST_MS = 200.0
 #: Seconds until the swap is given up.
 SWAP_TIMEOUT_S = 60.0
 #: Seconds until what a run that gave up has made is left to the next one.
@@ -257,7 +259,7 @@ def _swap(connection: psycopg.Connection[Any], timeout_s: float) -> tuple[float,
 
     # A purchase's foreign key has its writer lock both in this order.
     tables = [sql.Identifier("public", "purchase"), sql.Identifier("public", "customer")]
-    return exclusively(connection, tables, swap, timeout_s, before=until_few)
+    return exclusively(connection, tables, swap, timeout_s, before=until_few, longest_ms=LONGEST_MS)
 
 
 def _bring_over(connection: psycopg.Connection[Any]) -> int:

@@ -1,0 +1,53 @@
+"""Counting the whole from one node, against the slowest region's own count over the same link."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from statistics import median
+
+import psycopg
+
+from bench.labs import bench_lab
+from bench.rows import Row
+from workload.topology import Topology
+
+ROUNDS = 15
+CUSTOMERS = 30_000
+COUNT = "SELECT * FROM global.count_by_country()"
+OWN = 'SELECT country, count(*) FROM "{region}".customer GROUP BY country'
+
+
+def rows() -> Iterator[Row]:
+    """Alternate the two in one run, both on connections that are there."""
+    with bench_lab("embedded") as lab:
+        for phase in ("before", "expand_eu", "expand_world", "after"):
+            lab.play(phase)
+        lab.run(sys.executable, "-m", "workload", "seed", f"--customers={CUSTOMERS}")
+        topology = Topology.load(lab.lab)
+        origin = topology.region(topology.origin())
+        here = topology.operator_login(origin.node, "password")
+        farthest = max(origin.ways, key=lambda way: way["rtt_ms"])
+        there = replace(here, host=farthest["host"], port=farthest["port"])
+        region = topology.nodes[farthest["node"]]["region"]
+        whole, own = [], []
+        with (
+            psycopg.connect(here.conninfo(), autocommit=True) as near,
+            psycopg.connect(there.conninfo(), autocommit=True) as far,
+        ):
+            near.execute(COUNT.encode()).fetchall()
+            for _ in range(ROUNDS):
+                own.append(_milliseconds(far, OWN.format(region=region)))
+                whole.append(_milliseconds(near, COUNT))
+    yield Row(
+        f"count by country from {origin.node}, {region}'s own beside",
+        median(whole), "ms", 1.25, "lower", median(own),
+    )  # fmt: skip
+
+
+def _milliseconds(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> float:
+    started = time.perf_counter()
+    connection.execute(statement.encode()).fetchall()
+    return (time.perf_counter() - started) * 1e3
