@@ -7,12 +7,14 @@ started as a Python of its own first, 0.4 s of nothing on each call.
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any, ClassVar
 
 from ansible.plugins.action import ActionBase
 
 from workload.errors import LabError
 
+WIDTH = 80
 #: A node as the filter lab_nodes describes it.
 NODE: dict[str, Any] = {
     "name": {"type": "str", "required": True},
@@ -62,7 +64,9 @@ class LabAction(ActionBase):
 
     def say(self, line: str) -> None:
         """Tell a person how far a long step is."""
-        self._display.display(f"           {line}")
+        indent = " " * 11
+        shown = textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent)
+        self._display.display(shown)
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Do the work and return the result, with "changed" in it; raises LabError."""
