@@ -81,6 +81,14 @@ wan: setup ## Measure the WAN, or LINK=us-eu STATE=cut|reset|up [ONE_WAY=1] [RTT
 report: setup ## Print what the customers experienced and why, and write reports/index.html
 	@$(PYTHON_VENV) -m workload report
 
+.PHONY: status
+status: setup ## Say how nodes, links and replication are, and what is wrong; fails where anything is
+	@$(PYTHON_VENV) -m workload status
+
+.PHONY: psql
+psql: setup ## Open psql on a node (NODE=jp), or run one statement there (SQL="SELECT 1")
+	@$(PYTHON_VENV) -m workload psql
+
 .PHONY: exhibit
 exhibit: setup ## Show on throw-away data why a step is not taken (NAME=shared-volume)
 	@$(PYTHON_VENV) -m exhibits $(NAME)

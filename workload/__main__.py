@@ -55,6 +55,24 @@ def source_tests(lab: Lab, _: Namespace) -> int:
     return 0 if source_tests.run(Topology.load(lab), password(), Console()) else 1
 
 
+def status(lab: Lab, _: Namespace) -> int:
+    """Say how the lab is, and what is wrong."""
+    from rich.console import Console
+
+    from workload import status
+    from workload.topology import Topology
+
+    return 0 if status.show(status.collect(Topology.load(lab), password()), Console()) else 1
+
+
+def psql(lab: Lab, asked: Namespace) -> int:
+    """Open psql on a node, or run one statement there."""
+    from workload import psql
+    from workload.topology import Topology
+
+    return psql.run(Topology.load(lab), password(), asked.node, asked.sql)
+
+
 def seed(lab: Lab, asked: Namespace) -> int:
     """Make many customers and purchases."""
     from workload import seed
@@ -149,6 +167,8 @@ COMMANDS: tuple[Callable[[Lab, Namespace], int], ...] = (
     move,
     forget,
     report,
+    status,
+    psql,
     wan,
 )
 
@@ -177,6 +197,9 @@ def parser() -> argparse.ArgumentParser:
         add = by_name[name].add_argument
         add("--customer", type=uuid, default=set_to("CUSTOMER", ""), metavar="ID")
     by_name["move"].add_argument("--country", default=set_to("COUNTRY", ""))
+    add = by_name["psql"].add_argument
+    add("--node", default=set_to("NODE"), metavar="NODE")
+    add("--sql", default=set_to("SQL"), metavar="STATEMENT")
     add = by_name["wan"].add_argument
     add("--link", default=set_to("LINK"), metavar="us-eu")
     add("--state", default=set_to("STATE"), metavar="cut|reset|up")

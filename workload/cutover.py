@@ -19,6 +19,9 @@ after it there is no way back.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -144,21 +147,38 @@ def _move(
     # Nothing is locked for a link that does not work.
     old.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(sql.Identifier(staged, "test")))
     _warm_up(topology, old, new, region, staged, rtt_ms)
-    others_ms = _enter(old, leaves, timeout_s)
     across = f"host={way['host']} port={way['port']}"
     try:
         with psycopg.connect(
             f"{topology.operator_login(node, password).conninfo()} {across}", autocommit=True
         ) as listener:
+            others_ms = _enter(old, leaves, timeout_s)
             pause_ms, tries = _swap(topology, password, old, listener, leaves, rtt_ms, timeout_s)
-    except BaseException:
-        _leave(old, leaves, timeout_s)
+    except BaseException as error:
+        _go_back(old, leaves, timeout_s, error)
         raise
     finally:
         set_warm_up(topology.lab, region, "")
     set_roles(topology.lab, {node: "primary"})
     others_ms = max(others_ms, _leave(old, leaves, timeout_s))
     return CutOver(region, rtt_ms, pause_ms, others_ms, tries, rows)
+
+
+def _go_back(
+    connection: psycopg.Connection[Any],
+    leaves: Sequence[Leaf],
+    timeout_s: float,
+    why: BaseException,
+) -> None:
+    """Have the lab as it was before a swap that is given up; raises LabError where that fails."""
+    try:
+        _leave(connection, leaves, timeout_s)
+    except LabError as error:
+        schema = MOVING.format(region=leaves[0].region)
+        raise LabError(
+            f"{why}; its customers go on by the tables in schema {schema}, which stay until the"
+            f" phase is played again: {error}"
+        ) from None
 
 
 def _warm_up(
@@ -227,6 +247,11 @@ def _leave(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_
     if not row[0]:
         return 0.0
 
+    if not any(_is_below(connection, _between(leaf), leaf.parent()) for leaf in leaves):
+        # Never entered: nobody is there, so nobody has to be kept away.
+        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
+        return 0.0
+
     def work() -> None:
         for leaf in leaves:
             between = _between(leaf)
@@ -284,11 +309,12 @@ def _swap(
             arrived: list[bool] = []
             token = marker.write(writer)
             timeout_ms = rtt_ms + SLACK_MS
-            waiting = threading.Thread(
-                target=lambda: arrived.append(
-                    marker.await_arrival(listener, token, timeout_ms / 1e3)
-                )
-            )
+
+            def wait() -> None:
+                with contextlib.suppress(psycopg.Error):
+                    arrived.append(marker.await_arrival(listener, token, timeout_ms / 1e3))
+
+            waiting = threading.Thread(target=wait)
             waiting.start()
             try:
                 for leaf in leaves:
@@ -303,7 +329,13 @@ def _swap(
                     old.execute(foreign.unstage(leaf))
                     old.execute(_attach(leaf, _between(leaf), leaf.identifier()))
             finally:
-                waiting.join()
+                # A link that goes silent must not hold the locks.
+                waiting.join((timeout_ms + rtt_ms) / 1e3)
+                if waiting.is_alive():
+                    _hang_up(listener)
+                    waiting.join()
+            if not arrived:
+                raise LabError(f"cut-over of {region}: its node does not answer across the WAN")
             if arrived != [True]:
                 raise PostponedError(
                     f"{region}'s node did not have the last row within {timeout_ms:.0f} ms"
@@ -311,6 +343,12 @@ def _swap(
 
         tables = [sql.Identifier(MOVING.format(region=region), table) for table in LOCK_ORDER]
         return exclusively(old, tables, work, timeout_s)
+
+
+def _hang_up(connection: psycopg.Connection[Any]) -> None:
+    """End a connection that another thread waits on."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as found, contextlib.suppress(OSError):
+        found.shutdown(socket.SHUT_RDWR)
 
 
 def receipt(

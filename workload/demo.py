@@ -9,12 +9,16 @@ import sys
 from rich.console import Console
 
 from workload import report, traffic, verify
+from workload.audit import run as audit
 from workload.lab import CHECKOUT, Lab
 from workload.topology import PHASES, Topology
 
+#: What an audit is to say in the phases that end with one.
+HOLDS = {"shard": False, "after": True}
+
 
 def run(lab: Lab, password: str, users: int, spawn_rate: float, run_time_s: int) -> int:
-    """Play every phase that there is a playbook for; return 0 where all was done and verified.
+    """Play every phase with customers, and show the proofs; return 0 where all was verified.
 
     A phase that the lab has passed is not played again, and gets no customers: what they would
     feel is the later phase. Raises LabError where a step cannot be taken.
@@ -23,8 +27,6 @@ def run(lab: Lab, password: str, users: int, spawn_rate: float, run_time_s: int)
     status = 0
     for phase in PHASES:
         playbook = CHECKOUT / "playbooks" / f"{phase}.yml"
-        if not playbook.exists():
-            break
         played = subprocess.run(
             [sys.executable, "-m", "ansible", "playbook", str(playbook)],
             cwd=CHECKOUT,
@@ -36,6 +38,8 @@ def run(lab: Lab, password: str, users: int, spawn_rate: float, run_time_s: int)
         if Topology.load(lab).phase == phase:
             print(flush=True)
             status |= traffic.run(lab, users, spawn_rate, run_time_s, headless=True, web_port=0)
+            if phase in HOLDS:
+                status |= _audit(lab, password, phase, console)
     if not verify.show(verify.verify(Topology.load(lab), password), console):
         return 1
     report.run(lab, console)
@@ -43,13 +47,29 @@ def run(lab: Lab, password: str, users: int, spawn_rate: float, run_time_s: int)
     return status
 
 
+def _audit(lab: Lab, password: str, phase: str, console: Console) -> int:
+    """Show where the data is in a phase; return 0 where that is what the phase is to be."""
+    console.print(f"\nWhere is the data in phase {phase}?", style="bold")
+    holds = audit.run(lab, password, console)
+    if phase == "shard" and not holds:
+        console.print("This is the ISSUE of phase shard: all data is on all nodes.", style="bold")
+    return 0 if holds == HOLDS[phase] else 1
+
+
 def next_steps(topology: Topology) -> str:
     """Return what a person may try in a lab that is up."""
-    port = topology.nodes[topology.primary()]["port"]
+    node = list(topology.nodes)[-1]
+    region, origin = topology.nodes[node]["region"], topology.origin()
+    cut = f"make wan LINK={region}-{origin} STATE=cut"
     return f"""
 The lab is up ({topology.runtime}, phase {topology.phase}). What to try next:
+  make status             nodes, links, replication, and what is wrong
+  make psql NODE={node:<8} psql on a node, SQL="SELECT 1" for one statement
   make traffic            customers on a web page, as many as you like
+  make source_tests       the source document's two tests
   make failover rejoin    lose the EU's primary while they trade, bring it back
-  make wan LINK=us-eu STATE=cut      cut an ocean; STATE=up heals it
-  .venv/bin/psql "postgres://postgres:password@localhost:{port}/?sslmode=disable"
+  {cut}
+                          cut an ocean; STATE=up heals it
+  make audit              where each region's data is, down to the bytes
+  make find CUSTOMER=id   where a customer is at home; also make move, forget
   make teardown           remove it all"""

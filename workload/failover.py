@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
+from workload import foreign
 from workload.errors import LabError
 from workload.lab import Lab, write_atomically
 from workload.ledger import last_acknowledgement
@@ -41,6 +45,7 @@ def fail_over(
     figures = promote(primary, standby)
     fenced_at = figures["fenced_at"]
     set_roles(lab, {primary.name: "fenced", standby.name: "primary"})
+    _redirect(Topology.load(lab), password)
     rto_ms = None
     before = last_acknowledgement(folder, until=fenced_at)
     if before is not None and fenced_at - before < TRAFFIC_S:
@@ -74,6 +79,21 @@ def fail_over(
         f" {felt}"
     )
     return {"changed": True, "line": line, **record}
+
+
+def _redirect(topology: Topology, password: str) -> None:
+    """Have the other nodes' foreign servers try the new primary first.
+
+    They know both addresses, but a relay takes a connection before it knows that nobody is behind
+    it, and libpq tries the next address only where one is refused. A node that is away is left as
+    it is: the phase, played again, sees to it.
+    """
+    if not topology.has_reached("after"):
+        return
+    setup = foreign.Setup(topology, password, topology.countries(), topology.user)
+    for node in topology.primaries():
+        with contextlib.suppress(LabError, psycopg.Error):
+            foreign.point_servers(setup, [node])
 
 
 def _first_after(folder: Path, moment: float) -> float | None:

@@ -435,14 +435,17 @@ def _prepare_node(setup: Setup, name: str) -> bool:
         return done
 
 
-def point_servers(setup: Setup) -> bool:
-    """Have each node's servers go where each region's rows are now; return whether any changed."""
+def point_servers(setup: Setup, nodes: Sequence[str] = ()) -> bool:
+    """Have servers go where each region's rows are now; return whether any changed.
+
+    nodes: whose servers, without it those of all.
+    """
     done = []
     mappings = {
         setup.customers_role: (CUSTOMERS_ROLE, setup.secret(CUSTOMERS_ROLE)),
         "postgres": (OPERATOR_ROLE, setup.secret(OPERATOR_ROLE)),
     }
-    for name in setup.writable():
+    for name in nodes or setup.writable():
         with setup.connect(name) as connection:
             for region in setup.regions:
                 if region != setup.topology.nodes[name]["region"]:

@@ -1,4 +1,4 @@
-"""The report: what the customers of each region felt in each phase, and why it took that long."""
+"""The report: what customers felt in each phase and why, and where their data is."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from workload.audit import residency
 from workload.errors import LabError
-from workload.experience import Experience, load, show
-from workload.lab import Lab, write_atomically
+from workload.experience import Experience, load, milliseconds, show
+from workload.findings import Change, Holding, Receipts, changes, holdings
+from workload.lab import Lab, read_json, write_atomically
 from workload.report_page import page
-from workload.roundtrips import explain
+from workload.roundtrips import FIRST, Explanation, explain, read_notes, ways
+from workload.topology import tables_of
 
 #: Figures taken over a WAN that was off by more than this are refused.
 WAN_TOLERANCE = 0.05
@@ -21,8 +27,8 @@ WAN_TOLERANCE = 0.05
 def read_wan(lab: Lab) -> list[dict[str, Any]]:
     """Return what was measured of the WAN around each phase's traffic (reports/wan.json).
 
-    [{phase, from, node, configured_ms, measured_ms, serves}], where serves tells whether the
-    region's customers used the link.
+    [{phase, from, node, configured_ms, measured_ms, serves, looks}], where serves and looks tell
+    whether the region's customers wrote, or looked, over the link.
     """
     path = lab.home / "reports" / "wan.json"
     return list(json.loads(path.read_text())) if path.exists() else []
@@ -40,7 +46,7 @@ def check_wan(rows: Iterable[Mapping[str, Any]], experience: Iterable[Experience
 
     That is where a link that customers used was more than 5 % (and more than 2 ms) from what is
     configured, could not be measured, or where there is no measurement of a phase with customers
-    in several regions.
+    in several regions. Where all are at home by what the phase is, nothing is asked of the WAN.
     """
     rows = list(rows)
     measured = {row["phase"] for row in rows}
@@ -48,14 +54,14 @@ def check_wan(rows: Iterable[Mapping[str, Any]], experience: Iterable[Experience
     for played in experience:
         regions.setdefault(played.phase, set()).add(played.region)
     for phase, trading in regions.items():
-        if len(trading) > 1 and phase not in measured:
+        if len(trading) > 1 and phase not in measured and tables_of(phase) != "home":
             raise LabError(
                 f"phase {phase} has customers in several regions and no measurement of the WAN:"
                 " play its traffic again (make traffic HEADLESS=1)"
             )
     for row in rows:
         wanted, found = row["configured_ms"], row["measured_ms"]
-        if not row["serves"]:
+        if not (row["serves"] or row.get("looks")):
             continue
         if found is None or abs(found - wanted) > max(2.0, WAN_TOLERANCE * wanted):
             seen = "did not answer" if found is None else f"was {found:.1f} ms"
@@ -67,7 +73,7 @@ def check_wan(rows: Iterable[Mapping[str, Any]], experience: Iterable[Experience
 
 
 def run(lab: Lab, console: Console) -> None:
-    """Print the table and the sentences, and write reports/index.html.
+    """Print the tables and the sentences, and write reports/index.html.
 
     Raises LabError where no phase was played, or over a WAN that was off.
     """
@@ -76,14 +82,129 @@ def run(lab: Lab, console: Console) -> None:
         raise LabError(
             "no customer has traded in this lab: make demo, or make traffic HEADLESS=1, first"
         )
+    phases = list(dict.fromkeys(row.phase for row in rows))
+    regions = list(read_json(lab.topology_file).get("regions", {}))
+    # As the inventory has them; one that is gone from there comes last.
+    places = {region: place for place, region in enumerate(regions)}
+    rows.sort(key=lambda row: (phases.index(row.phase), places.get(row.region, len(places))))
     wan = read_wan(lab)
     check_wan(wan, rows)
-    rtt = {(row["phase"], row["from"]): row["configured_ms"] for row in wan if row["serves"]}
-    explanations = explain(rows, rtt)
+    far = ways(wan)
+    explanations, notes = explain(rows, far), read_notes(rows, far)
+    found = changes(rows, far)
+    held = [(entry, holdings(entry)) for entry in residency.load(lab)]
+    receipts = Receipts.load(lab)
     show(rows, console)
-    for found in explanations:
-        console.print(found.sentence(), highlight=False)
+    _show_explanations(explanations, notes, console)
+    if found:
+        _show_changes(found, console)
+    if held:
+        _show_holdings(held, console)
+    _show_receipts(receipts, console)
     path = lab.home / "reports" / "index.html"
-    write_atomically(path, page(rows, explanations, wan))
+    write_atomically(path, page(rows, explanations, notes, wan, found, held, receipts))
     console.print("The report with its charts:")
     console.print(str(path), soft_wrap=True, highlight=False)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _show_explanations(
+    explanations: Sequence[Explanation], notes: Sequence[str], console: Console
+) -> None:
+    if not explanations:
+        return
+    table = _table("Why it takes that long: round trips x RTT + work (ms)")
+    for column in ("phase", "region", "operation"):
+        table.add_column(column)
+    for column in ("trips", "RTT", "work", "predicted", "measured"):
+        table.add_column(column, justify="right")
+    for found in explanations:
+        times = (found.local_ms, found.predicted_ms, found.measured_ms)
+        table.add_row(
+            found.phase,
+            found.region,
+            found.operation,
+            str(found.round_trips),
+            f"{found.rtt_ms:g}",
+            *map(milliseconds, times),
+        )
+    console.print(table)
+    for found in explanations:
+        if found.operation == "buy":
+            console.print(f"{found.phase}, {found.sentence()}", highlight=False)
+    for note in notes:
+        console.print(note, highlight=False)
+    if any(found.is_first for found in explanations):
+        console.print(FIRST, highlight=False)
+
+
+def _show_changes(found: Sequence[Change], console: Console) -> None:
+    table = _table("What sharding changed (p50 in ms)")
+    table.add_column("region")
+    table.add_column("operation")
+    for column in ("expand_world", "shard", "stale in shard", "after", "times as fast"):
+        table.add_column(column, justify="right")
+    for change in found:
+        table.add_row(
+            change.region,
+            change.operation,
+            *(_ms(value) for value in (change.far_ms, change.shard_ms)),
+            change.stale,
+            _ms(change.home_ms),
+            change.times,
+        )
+    console.print(table)
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else milliseconds(value)
+
+
+def _show_holdings(
+    held: Sequence[tuple[Mapping[str, Any], Sequence[Holding]]], console: Console
+) -> None:
+    regions = list(dict.fromkeys(cell.region for _, cells in held for cell in cells))
+    table = _table("Where each region's data is (rows + traces)")
+    for column in ("phase", "verdict", "node"):
+        table.add_column(column)
+    for region in regions:
+        table.add_column(f"of {region}", justify="right")
+    for entry, cells in held:
+        first = True
+        for node in entry["nodes"]:
+            by_region = {cell.region: cell for cell in cells if cell.node == node}
+            table.add_row(
+                entry["phase"] if first else "",
+                entry["verdict"] if first else "",
+                node,
+                *(_holding(by_region.get(region)) for region in regions),
+            )
+            first = False
+    console.print(table)
+    if any(cell.is_foreign and cell.is_there for _, cells in held for cell in cells):
+        console.print(
+            "! marks data on a node that is not its home; make audit says what traces are."
+        )
+
+
+def _holding(cell: Holding | None) -> Text:
+    if cell is None or not cell.is_there:
+        return Text("-")
+    return Text(f"{cell.text}{'!' if cell.is_foreign else ''}", "red" if cell.is_foreign else "")
+
+
+def _show_receipts(receipts: Receipts, console: Console) -> None:
+    for line in receipts.lines():
+        console.print(line, highlight=False)
+    if not receipts.cut_overs:
+        return
+    table = _table("Cut-overs (times in ms)")
+    table.add_column("region")
+    for column in ("rows", "RTT", "its pause", "others' pause", "acknowledged", "lost"):
+        table.add_column(column, justify="right")
+    for row in receipts.cut_overs:
+        table.add_row(*receipts.cells(row))
+    console.print(table)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fixtures.labs import LabUnderTest, eventually
 from tests.fixtures.require import skip_or_fail
-from tests.fixtures.traffic import lost, play_traffic
+from tests.fixtures.traffic import lost, play_traffic, traffic
 
 BIN_DIR = Path("/usr/lib/postgresql/15/bin")
 
@@ -32,4 +32,8 @@ def test_the_road_on_postgresql_15(embedded_lab: LabUnderTest) -> None:
     assert lost(lab) == 0
     rows = "SELECT sync_state FROM pg_stat_replication"
     eventually(lambda: lab.query(rows, offset=1) == [("sync",)])
+    with traffic(lab, 180, users=20):
+        lab.play_ok("site")
+    assert lost(lab) == 0
     assert lab.play_ok("site").changed == 0
+    assert "HOLDS: no node" in " ".join(lab.play_ok("audit").output.split())

@@ -21,7 +21,8 @@ OPERATION_TIMEOUT_S = 5.0
 @pytest.fixture(scope="module")
 def world(new_lab: Callable[..., LabUnderTest]) -> Iterator[LabUnderTest]:
     lab = new_lab("embedded")
-    lab.play_ok("site")
+    for phase in ("before", "expand_eu", "expand_world"):
+        lab.play_ok(phase)
     yield lab
     lab.remove()
 

@@ -44,7 +44,7 @@ def test_bad_number_is_a_usage_error_that_names_the_option(
     assert value in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["traffic", "verify", "wan", "report"])
+@pytest.mark.parametrize("command", ["traffic", "verify", "wan", "report", "status", "psql"])
 @pytest.mark.parametrize("headless", ["", "1"])
 def test_without_a_lab_one_line_names_make_demo(
     tmp_path: Path, command: str, headless: str
