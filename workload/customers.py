@@ -40,6 +40,8 @@ FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 1.0
 
 #: Seconds between two looks at topology.json for a change.
 TOPOLOGY_S = 0.05
+#: Customers open their sessions' connections to a new home within this many round trips.
+WARM_UP_ROUND_TRIPS = 20
 
 # psycopg waits in C, holding up every customer of the process, unless it finds the sockets patched
 # when it is imported.
@@ -169,6 +171,7 @@ class Session:
         self.doubtful_commit = False
         self.served: object = None
         self.warmed_up = ""
+        self.warm_up_due: float | None = None
         self.statements = OLD
 
     def is_connected(self, name: str) -> bool:
@@ -207,6 +210,7 @@ class Session:
         self.connection.add_notice_handler(self.on_notice)
         self.cursor = self.connection.cursor()
         self.served = (topology.tables, region.served)
+        self.warm_up_due = None
         self.warmed_up = ""
         self.statements = statements_for(topology.tables, region.name, topology.is_home(region))
         self.node = region.node_at(self.connection.info.port)
@@ -261,11 +265,18 @@ class Session:
         """Do what the topology asks for in an idle moment, once on each connection.
 
         Before a region's home moves: a server opens a session's connection to the new one on first
-        use, which is a dozen round trips that nobody should wait for then.
+        use, which is a dozen round trips that nobody should wait for then. Spread over a while: a
+        region whose customers all did it at once would be silent for so long.
         """
         with contextlib.suppress(LabError):
             region = self.customer.market.topology().region(self.customer.region)
             if self.connection is None or region.warm_up in ("", self.warmed_up):
+                return
+            now = time.monotonic()
+            if self.warm_up_due is None:
+                spread_s = WARM_UP_ROUND_TRIPS * region.rtt_ms / 1e3
+                self.warm_up_due = now + self.customer.random.uniform(0, spread_s)
+            if now < self.warm_up_due:
                 return
             self.warmed_up = region.warm_up
             try:
@@ -442,14 +453,14 @@ class Customer(User):
 
         ledger = self.market.ledger
         for key in keys:
-            ledger.write("I", kind, key)
+            ledger.write("I", kind, key, self.region)
         mark: Mark = "U"
         try:
             mark = self.writer.attempt(name, work)[0]
         finally:
             # A kill of the greenlet passes through here too, and leaves the write unknown.
             for key in keys:
-                ledger.write(mark, kind, key)
+                ledger.write(mark, kind, key, self.region)
         if mark == "A":
             self.market.note_ack(self.region)
         return mark == "A"

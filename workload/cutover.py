@@ -41,6 +41,9 @@ from workload.topology import Topology, set_roles, set_warm_up
 
 MOVING = "moving_{region}"
 RETIRED = "retired_{region}"
+#: Round trips in which the region's customers warm up: the twenty over which they spread, and one's
+#: own.
+WARM_UP_ROUND_TRIPS = 40
 #: Seconds to wait for the copy, for locks, and for customers to have warmed up.
 CATCH_UP_S, LOCKS_S = 30.0, 60.0
 #: What the marker may take beyond its round trip before the try is given up.
@@ -148,12 +151,10 @@ def _move(
     old.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(sql.Identifier(staged, "test")))
     _warm_up(topology, old, new, region, staged, rtt_ms)
     across = f"host={way['host']} port={way['port']}"
+    conninfo = f"{topology.operator_login(node, password).conninfo()} {across}"
     try:
-        with psycopg.connect(
-            f"{topology.operator_login(node, password).conninfo()} {across}", autocommit=True
-        ) as listener:
-            others_ms = _enter(old, leaves, timeout_s)
-            pause_ms, tries = _swap(topology, password, old, listener, leaves, rtt_ms, timeout_s)
+        others_ms = _enter(old, leaves, timeout_s)
+        pause_ms, tries = _swap(topology, password, old, conninfo, leaves, rtt_ms, timeout_s)
     except BaseException as error:
         _go_back(old, leaves, timeout_s, error)
         raise
@@ -194,7 +195,7 @@ def _warm_up(
     Not for long: a customer who thinks for minutes finds a cold one, and nothing worse.
     """
     set_warm_up(topology.lab, region, f'SELECT FROM "{staged}".test LIMIT 0')
-    deadline = time.monotonic() + 3 + 25 * rtt_ms / 1e3
+    deadline = time.monotonic() + 3 + WARM_UP_ROUND_TRIPS * rtt_ms / 1e3
     count = "SELECT count(*) FROM pg_stat_activity WHERE {} = %s"
     while time.monotonic() < deadline:
         theirs: Any = old.execute(
@@ -288,25 +289,33 @@ def _swap(
     topology: Topology,
     password: str,
     old: psycopg.Connection[Any],
-    listener: psycopg.Connection[Any],
+    across: str,
     leaves: Sequence[Leaf],
     rtt_ms: float,
     timeout_s: float,
 ) -> tuple[float, int]:
     """Let foreign tables take the leaves' places when the new home has the last row.
 
-    listener: a connection to the new home across the WAN. Returns the pause in ms and the tries.
+    across: how to connect to the new home across the WAN. Returns the pause in ms and the tries.
     """
     region = leaves[0].region
     retired = sql.Identifier(RETIRED.format(region=region))
     old.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(retired))
     old.execute(sql.SQL("CREATE SCHEMA {}").format(retired))
     login = topology.operator_login(topology.primaries()[0], password)
-    with connect(login, 10) as writer:
+    with connect(login, 10) as writer, contextlib.ExitStack() as stack:
         writer.autocommit = True
+        listeners: list[psycopg.Connection[Any]] = []
+
+        def before() -> None:
+            # The one of a try that had to hang up is gone.
+            if not listeners:
+                listeners.append(psycopg.connect(across, autocommit=True))
+                stack.callback(listeners[0].close)
 
         def work() -> None:
             arrived: list[bool] = []
+            listener = listeners[0]
             token = marker.write(writer)
             timeout_ms = rtt_ms + SLACK_MS
 
@@ -335,14 +344,14 @@ def _swap(
                     _hang_up(listener)
                     waiting.join()
             if not arrived:
-                raise LabError(f"cut-over of {region}: its node does not answer across the WAN")
+                listeners.clear()
             if arrived != [True]:
                 raise PostponedError(
                     f"{region}'s node did not have the last row within {timeout_ms:.0f} ms"
                 )
 
         tables = [sql.Identifier(MOVING.format(region=region), table) for table in LOCK_ORDER]
-        return exclusively(old, tables, work, timeout_s)
+        return exclusively(old, tables, work, timeout_s, before)
 
 
 def _hang_up(connection: psycopg.Connection[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,14 @@ def fail_over(
     figures = promote(primary, standby)
     fenced_at = figures["fenced_at"]
     set_roles(lab, {primary.name: "fenced", standby.name: "primary"})
-    _redirect(Topology.load(lab), password)
+    topology = Topology.load(lab)
+    _redirect(topology, password)
     rto_ms = None
-    before = last_acknowledgement(folder, until=fenced_at)
+    # Whoever is at home elsewhere has not felt it.
+    felt_by = [region.name for region in topology.regions if region.node == standby.name]
+    before = last_acknowledgement(folder, until=fenced_at, regions=felt_by)
     if before is not None and fenced_at - before < TRAFFIC_S:
-        first = _first_after(folder, fenced_at)
+        first = _first_after(folder, fenced_at, felt_by)
         rto_ms = None if first is None else (first - before) * 1e3
     verdicts = verify(Topology.load(lab), password)
     acknowledged = sum(verdict.acknowledged for verdict in verdicts)
@@ -96,10 +100,10 @@ def _redirect(topology: Topology, password: str) -> None:
             foreign.point_servers(setup, [node])
 
 
-def _first_after(folder: Path, moment: float) -> float | None:
+def _first_after(folder: Path, moment: float, regions: Sequence[str]) -> float | None:
     deadline = time.monotonic() + RETURN_TIMEOUT_S
     while time.monotonic() < deadline:
-        first = last_acknowledgement(folder, since=moment)
+        first = last_acknowledgement(folder, since=moment, regions=regions)
         if first is not None:
             return first
         time.sleep(0.02)

@@ -48,6 +48,8 @@ OPTIONS: Mapping[str, str] = {
     "sslrootcert": tls.CA_FILE,
     "target_session_attrs": "read-write",
 }
+#: How long a session from elsewhere may hold on to something here.
+ABANDONED = "60s"
 #: Where a foreign leaf stands until it takes a table's place.
 STAGED = "staged_{region}"
 _FOREIGN_COLUMNS = {
@@ -109,6 +111,13 @@ def ensure_role(connection: psycopg.Connection[Any], name: str, secret: str, reg
     ).fetchone()
     if row is None:
         connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+        # A far side that went silent keeps its rows locked no longer than this.
+        for setting in ("idle_in_transaction_session_timeout", "statement_timeout"):
+            connection.execute(
+                sql.SQL("ALTER ROLE {} SET {} = {}").format(
+                    role, sql.Identifier(setting), sql.Literal(ABANDONED)
+                )
+            )
     if row is None or not row[0]:
         connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(secret)))
     granted = grant(connection, name, region)

@@ -1,16 +1,16 @@
 """The customers' own record of their writes, kept outside every database under test.
 
-One line a step: mark, kind, id, microseconds since the epoch. A write has a line I (intent) before
-it is sent, and one of A (acknowledged), F (refused) or U (unknown: the connection broke, so it may
-be there or not) after it. An intent without a second line is unknown too. E means that the row was
-erased since, on purpose.
+One line a step: mark, kind, id, microseconds since the epoch, the customer's region. A write has a
+line I (intent) before it is sent, and one of A (acknowledged), F (refused) or U (unknown: the
+connection broke, so it may be there or not) after it. An intent without a second line is unknown
+too. E means that the row was erased since, on purpose.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 from uuid import UUID
@@ -30,9 +30,9 @@ class Ledger:
         path = folder / f"{time.time_ns() // 1_000_000}-{os.getpid()}.txt"
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def write(self, mark: Mark, kind: Kind, key: UUID) -> None:
+    def write(self, mark: Mark, kind: Kind, key: UUID, region: str = "-") -> None:
         """Append one line."""
-        os.write(self._fd, f"{mark} {kind} {key} {time.time_ns() // 1000}\n".encode())
+        os.write(self._fd, f"{mark} {kind} {key} {time.time_ns() // 1000} {region}\n".encode())
 
     def close(self) -> None:
         """Close the file."""
@@ -40,11 +40,15 @@ class Ledger:
 
 
 def last_acknowledgement(
-    folder: Path, since: float = 0, until: float = float("inf")
+    folder: Path,
+    since: float = 0,
+    until: float = float("inf"),
+    regions: Collection[str] | None = None,
 ) -> float | None:
     """Return when a write was acknowledged last, in seconds since the epoch, or None.
 
-    With until, the last one up to then; with since, the first one from then on. Looks at the end
+    With until, the last one up to then; with since, the first one from then on; with regions, of
+    their customers alone. Looks at the end
     of each file only, which is minutes of traffic.
     """
     found: float | None = None
@@ -55,8 +59,11 @@ def last_acknowledgement(
             for line in file.read().split(b"\n")[:-1]:
                 if not line.startswith(b"A "):
                     continue
-                moment = int(line.rsplit(b" ", 1)[1]) / 1e6
+                fields = line.split()
+                moment = int(fields[3]) / 1e6
                 if not since <= moment <= until:
+                    continue
+                if regions is not None and fields[4].decode() not in regions:
                     continue
                 if found is None or (moment < found if since else moment > found):
                     found = moment
@@ -70,5 +77,5 @@ def read(folder: Path) -> Iterator[tuple[str, str, str]]:
             for line in file:
                 # A traffic run may be writing its last line just now.
                 if line.endswith("\n"):
-                    mark, kind, key, _ = line.split()
+                    mark, kind, key, *_ = line.split()
                     yield mark, kind, key

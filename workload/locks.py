@@ -57,12 +57,17 @@ def exclusively(
             connection.execute(f"SET lock_timeout = {int(timeout_ms)}")
             with connection.transaction():
                 if tables:
+                    # lock_timeout is for each lock; this is for all of them.
+                    connection.execute(f"SET LOCAL statement_timeout = {int(timeout_ms)}")
                     connection.execute(lock)
+                    connection.execute("SET LOCAL statement_timeout = 0")
                 work()
             waited_ms = max(waited_ms, (time.perf_counter() - started) * 1e3)
             connection.execute("SET lock_timeout = 0")
             return waited_ms, tries
-        except (errors.LockNotAvailable, errors.DeadlockDetected, PostponedError) as error:
+        except (
+            errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected, PostponedError,
+        ) as error:  # fmt: skip
             waited_ms = max(waited_ms, (time.perf_counter() - started) * 1e3)
             if time.monotonic() > deadline:
                 connection.execute("SET lock_timeout = 0")

@@ -24,10 +24,22 @@ from workload.topology import Topology
 
 #: Seconds for old WAL to go: a standby has to have it first.
 WAL_S = 30.0
+#: And for transactions to end that began before.
+OPEN_S = 60.0
 #: Statistics of the parents and of foreign tables are made from other regions' rows.
 _STRAY_STATISTICS = """
 DELETE FROM pg_statistic WHERE starelid IN (
   SELECT oid FROM pg_class WHERE relkind IN ('f', 'p') AND oid >= 16384)
+"""
+#: Sessions and slots for which rows are kept that were deleted before a transaction.
+_STILL_SEEING = """
+SELECT count(*) FROM (
+  SELECT backend_xmin FROM pg_stat_activity WHERE pid <> pg_backend_pid()
+  UNION ALL SELECT backend_xid FROM pg_stat_activity WHERE pid <> pg_backend_pid()
+  UNION ALL SELECT xmin FROM pg_replication_slots
+  UNION ALL SELECT catalog_xmin FROM pg_replication_slots
+) AS found (horizon)
+WHERE age(horizon) >= age(%(xid)s::xid)
 """
 #: Segments that hold what was written before a position; a name begins with its timeline.
 _OLD_WAL = """
@@ -105,11 +117,19 @@ def _purge_node(
 def clean_statistics(connection: psycopg.Connection[Any]) -> None:
     """Rewrite the statistics without those of foreign rows and of tables that are gone.
 
-    Rows that were deleted stay in the file until it is rewritten.
+    Rows that were deleted stay in the file until it is rewritten, and longer where a transaction is
+    open that might still see them: those are waited for. Raises LabError where one does not end.
     """
     connection.execute("SET allow_system_table_mods = on")
     connection.execute(_STRAY_STATISTICS)
     connection.execute("RESET allow_system_table_mods")
+    row: Any = connection.execute("SELECT pg_current_xact_id()::xid").fetchone()
+
+    def nobody_sees_them() -> bool:
+        found: Any = connection.execute(_STILL_SEEING, {"xid": row[0]}).fetchone()
+        return bool(found[0] == 0)
+
+    poll(nobody_sees_them, OPEN_S, "a transaction is open that still sees what was removed")
     for name in ("pg_statistic", "pg_statistic_ext_data"):
         connection.execute(f"VACUUM FULL pg_catalog.{name}")
 
@@ -122,6 +142,8 @@ def drop_old_wal(topology: Topology, password: str, node: str) -> None:
     with connect(topology.operator_login(node, password), 10) as connection:
         connection.autocommit = True
         connection.execute("SELECT pg_switch_wal()")
+        # At a segment's very beginning, pg_walfile_name() gives the one before.
+        connection.execute("SELECT pg_logical_emit_message(true, 'lab', 'purged')")
         row: Any = connection.execute(
             "SELECT pg_walfile_name(pg_current_wal_lsn()), pg_current_wal_lsn()"
         ).fetchone()

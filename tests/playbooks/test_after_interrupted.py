@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -32,11 +33,17 @@ LONGEST_S = 60
 def reach(lab: LabUnderTest, moment: str, is_over: Callable[[], bool]) -> bool:
     """Wait until eu says that a moment has come; return whether it did while the run went on."""
     deadline = time.monotonic() + LONGEST_S
-    with psycopg.connect(lab.login().conninfo(), autocommit=True) as connection:
-        while time.monotonic() < deadline and not is_over():
-            if connection.execute(moment.encode()).fetchone() == (True,):
-                return True
-            time.sleep(0.001)
+    while time.monotonic() < deadline and not is_over():
+        # The server may have been killed, and not be back yet.
+        with (
+            contextlib.suppress(psycopg.OperationalError),
+            psycopg.connect(lab.login().conninfo(), autocommit=True) as connection,
+        ):
+            while time.monotonic() < deadline and not is_over():
+                if connection.execute(moment.encode()).fetchone() == (True,):
+                    return True
+                time.sleep(0.001)
+        time.sleep(0.05)
     return False
 
 

@@ -32,12 +32,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_line_is_mark_kind_id_and_microseconds(tmp_path: Path) -> None:
+def test_line_is_mark_kind_id_microseconds_and_region(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    ledger.write("U", "p", UUID(int=7))
+    ledger.write("U", "p", UUID(int=7), "us")
     ledger.close()
     (file,) = tmp_path.glob("*.txt")
-    line = re.fullmatch(r"U p 00000000-0000-0000-0000-000000000007 (\d{16})\n", file.read_text())
+    line = re.fullmatch(r"U p 00000000-0000-0000-0000-000000000007 (\d{16}) us\n", file.read_text())
     assert line
     assert abs(int(line[1]) / 1e6 - time.time()) < 60
 
