@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-from bench import audit, populations, provisioning, rows, sharding, wan, whole
+from bench import after, audit, populations, provisioning, rows, sharding, wan, whole
 from workload.lab import Lab
 
 PARTS: dict[str, Callable[[], Iterator[rows.Row]]] = {
@@ -15,6 +15,7 @@ PARTS: dict[str, Callable[[], Iterator[rows.Row]]] = {
     "populations": populations.rows,
     "wan": wan.rows,
     "sharding": sharding.rows,
+    "after": after.rows,
     "whole": whole.rows,
     "audit": audit.rows,
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from workload import foreign
+from workload import homes
 from workload.errors import LabError
 from workload.lab import Lab, write_atomically
 from workload.ledger import last_acknowledgement
@@ -94,10 +94,10 @@ def _redirect(topology: Topology, password: str) -> None:
     """
     if not topology.has_reached("after"):
         return
-    setup = foreign.Setup(topology, password, topology.countries(), topology.user)
+    setup = homes.Setup(topology, password, topology.countries(), topology.user)
     for node in topology.primaries():
         with contextlib.suppress(LabError, psycopg.Error):
-            foreign.point_servers(setup, [node])
+            homes.point_servers(setup, [node])
 
 
 def _first_after(folder: Path, moment: float, regions: Sequence[str]) -> float | None:

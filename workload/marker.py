@@ -51,6 +51,6 @@ def await_all(source: Login, targets: Mapping[str, Login], timeout_s: float) -> 
             if not await_arrival(connection, token, timeout_s):
                 raise LabError(
                     f"{node} is more than {timeout_s:.0f} s behind {source.where}: make status"
-                    " names its lag, its log says why"
+                    " names its lag"
                 )
     return time.monotonic() - started

@@ -314,15 +314,14 @@ def _of_replication(status: Status, again: str) -> Iterable[str]:
             )
         elif found.lag_bytes > LAG_BYTES:
             yield (
-                f"{name} is {size(found.lag_bytes)} behind {source}: look at its log, and at the"
-                " link with make wan"
+                f"{name} is {size(found.lag_bytes)} behind {source}: look at the link with make wan"
             )
     for name, seen in status.nodes.items():
         for subscription, enabled, running in seen.subscriptions:
             if not enabled:
                 yield f"subscription {subscription} on {name} is disabled: {again}"
             elif not running and not status.at_work:
-                yield f"subscription {subscription} on {name} has no worker, see its log: {again}"
+                yield f"subscription {subscription} on {name} has no worker: {again}"
 
 
 def _of_left_overs(status: Status, name: str, seen: Seen, again: str) -> Iterable[str]:

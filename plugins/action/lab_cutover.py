@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from workload.control import LabAction
 from workload.cutover import cut_over, receipt
 from workload.errors import LabError
-from workload.foreign import Setup, point_servers
+from workload.homes import Setup, point_servers
 from workload.lab import Lab, home_path, read_json, write_atomically
 from workload.topology import Topology
 from workload.verify import verify

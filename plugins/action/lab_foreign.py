@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from workload.control import LabAction
-from workload.foreign import Setup, prepare
+from workload.homes import Setup, prepare
 from workload.lab import Lab, home_path
 from workload.topology import Topology
 

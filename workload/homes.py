@@ -1,0 +1,304 @@
+"""Every region's rows within reach of every node: what stands where, on the lab as a whole.
+
+Nodes speak TLS and have the roles that others come as; their foreign servers go to where each
+region's rows are now; and foreign leaves stand in place of copies. The origin keeps what is not at
+home elsewhere yet: a cut-over is what takes that away.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from workload import foreign, tls
+from workload.bulk import in_parallel
+from workload.countries import rebound
+from workload.errors import LabError
+from workload.leaves import LOCK_ORDER, TABLES, Leaf, columns_of, leaves_of
+from workload.locks import exclusively
+from workload.peers import address_between
+from workload.scram import verifier
+from workload.sql import connect, describe, take_turns
+from workload.topology import Role, Topology, set_roles
+
+
+def home_of(topology: Topology, node: str, region: str) -> list[str]:
+    """Return the nodes that a node's server of a region goes to, the one that takes writes first.
+
+    Those that hold its rows now: its own, or the origin's. The origin's own server goes to the
+    region's node in any case: it is not used until the rows are there.
+    """
+    own = [name for name, found in topology.nodes.items() if found["region"] == region]
+    at_origin = topology.nodes[node]["region"] == topology.origin()
+    primary = topology.primary_of(region) or (own[0] if at_origin else topology.primaries()[0])
+    home = topology.nodes[primary]["region"]
+    others = [
+        name
+        for name, found in topology.nodes.items()
+        if found["region"] == home and name != primary
+    ]
+    return [primary, *others]
+
+
+def server_options(topology: Topology, node: str, region: str) -> dict[str, str]:
+    """Return the options of a node's server for a region."""
+    ends = home_of(topology, node, region)
+    addresses = [address_between(topology, node, end) for end in ends]
+    return {
+        # The name to be checked, and apart from it the address to go to.
+        "host": ",".join([tls.host_name(topology.nodes[ends[0]]["region"])] * len(ends)),
+        "hostaddr": ",".join(address(host) for host, _ in addresses),
+        "port": ",".join(str(port) for _, port in addresses),
+        "dbname": topology.dbname,
+        "application_name": f"{node} for {region}",
+        **foreign.OPTIONS,
+    }
+
+
+def address(host: str) -> str:
+    """Return the address of a host; libpq takes no names beside the one that it checks."""
+    try:
+        return str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
+    except OSError as error:
+        raise LabError(f"host {host} has no address here: {error}") from None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all nodes' foreign servers are made from."""
+
+    topology: Topology
+    password: str
+    #: {name: countries}
+    regions: Mapping[str, Sequence[str]]
+    customers_role: str
+
+    def connect(self, node: str) -> psycopg.Connection[Any]:
+        """Return the operator's connection to a node."""
+        connection: psycopg.Connection[Any] = connect(
+            self.topology.operator_login(node, self.password), 10
+        )
+        connection.autocommit = True
+        return connection
+
+    def secret(self, name: str) -> str:
+        """Return a generated password; raises LabError where it is not readable."""
+        try:
+            return self.topology.lab.secret_file(name).read_text()
+        except OSError as error:
+            raise LabError(f"{name}'s password is not readable ({error}): play the phase") from None
+
+    def writable(self) -> list[str]:
+        """Return the nodes that take writes or hold copies: no standbys, nothing fenced."""
+        return [
+            name
+            for name, node in self.topology.nodes.items()
+            if node["role"] not in ("standby", "fenced")
+        ]
+
+
+def prepare(setup: Setup) -> bool:
+    """Have TLS, roles, servers and foreign leaves on all nodes; return whether anything was done.
+
+    Raises LabError with the node that it went wrong on.
+    """
+    topology = setup.topology
+    made = tls.ensure_certificates(topology.lab, list(setup.regions))
+
+    def secure(name: str) -> bool:
+        login = topology.operator_login(name, setup.password)
+        region = topology.nodes[name]["region"]
+        return tls.install(topology.lab, region, topology.server(name), login)
+
+    alive = [name for name, node in topology.nodes.items() if node["role"] != "fenced"]
+    done = [made, _on_each(alive, secure)]
+    # First everybody who is gone to, then who goes there.
+    done.append(_on_each(setup.writable(), lambda name: _prepare_node(setup, name)))
+    found = _found_regions(setup)
+    if found:
+        setup = replace(setup, topology=Topology.load(topology.lab))
+    done += [found, point_servers(setup)]
+    done.append(_on_each(setup.writable(), lambda name: _replace_copies(setup, name)))
+    # Countries that are new: at home first, so that whoever sends rows there finds them known.
+    for kind in ("r", "f"):
+        done.append(_on_each(setup.writable(), lambda name, kind=kind: _rebound(setup, name, kind)))  # type: ignore[misc]
+    return any(done)
+
+
+def _on_each(names: Sequence[str], work: Callable[[str], bool]) -> bool:
+    """Do work for nodes at the same time; return whether any of it changed something."""
+    done: list[bool] = []
+
+    def job(name: str) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                done.append(work(name))
+            except psycopg.Error as error:
+                raise LabError(f"{name}: {describe(error)}") from None
+
+        return run
+
+    in_parallel([job(name) for name in names])
+    return any(done)
+
+
+def _rebound(setup: Setup, name: str, kind: str) -> bool:
+    with setup.connect(name) as connection:
+        return rebound(connection, leaves_of(setup.regions), kind)
+
+
+def _found_regions(setup: Setup) -> bool:
+    """Make new regions' nodes the homes that nobody has rows for yet; return whether any was."""
+    topology = setup.topology
+    joining = [name for name, node in topology.nodes.items() if node["role"] == "joining"]
+    with setup.connect(topology.primaries()[0]) as origin:
+        at_origin = {
+            leaf.region for leaf in leaves_of(setup.regions) if foreign.relkind(origin, leaf) == "r"
+        }
+    roles: dict[str, Role] = {}
+    for name in joining:
+        region = topology.nodes[name]["region"]
+        if region in at_origin or region not in setup.regions:
+            continue
+        leaves = leaves_of(setup.regions, [region])
+        with setup.connect(name) as connection:
+            if foreign.relkind(connection, leaves[0]) == "":
+                _make_home(connection, leaves, setup.customers_role)
+        roles[name] = "primary"
+    if roles:
+        set_roles(topology.lab, roles)
+    return bool(roles)
+
+
+def _prepare_node(setup: Setup, name: str) -> bool:
+    """Have what others need to come to a node, and the wrapper by which it goes to them."""
+    with setup.connect(name) as connection:
+        take_turns(connection, 60)
+        done = False
+        for extension in ("postgres_fdw", "dblink"):
+            row = connection.execute(
+                "SELECT FROM pg_extension WHERE extname = %s", (extension,)
+            ).fetchone()
+            if row is None:
+                connection.execute(
+                    sql.SQL("CREATE EXTENSION {} SCHEMA public").format(sql.Identifier(extension))
+                )
+                done = True
+        for role in foreign.SECRETS:
+            password_verifier = verifier(setup.secret(role), role)
+            for region in setup.regions:
+                done |= foreign.ensure_role(connection, role, password_verifier, region)
+        for leaf in leaves_of(setup.regions):
+            if foreign.relkind(connection, leaf) == "r":
+                done |= _grant_customers(connection, leaf, setup.customers_role)
+        # Inherited statistics would be made from all leaves' rows, the foreign ones too.
+        for table in TABLES:
+            row = connection.execute(
+                "SELECT bool_or(coalesce(attstattarget, -1) <> 0) FROM pg_attribute"
+                " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+                (f"global.{table}",),
+            ).fetchone()
+            if row == (True,):
+                for column in columns_of(table):
+                    connection.execute(
+                        sql.SQL("ALTER TABLE ONLY {} ALTER {} SET STATISTICS 0").format(
+                            sql.Identifier("global", table), sql.Identifier(column)
+                        )
+                    )
+                done = True
+        return done
+
+
+def point_servers(setup: Setup, nodes: Sequence[str] = ()) -> bool:
+    """Have servers go where each region's rows are now; return whether any changed.
+
+    nodes: whose servers, without it those of all.
+    """
+    done = []
+    mappings = {
+        setup.customers_role: (foreign.CUSTOMERS_ROLE, setup.secret(foreign.CUSTOMERS_ROLE)),
+        "postgres": (foreign.OPERATOR_ROLE, setup.secret(foreign.OPERATOR_ROLE)),
+    }
+    for name in nodes or setup.writable():
+        with setup.connect(name) as connection:
+            for region in setup.regions:
+                if region != setup.topology.nodes[name]["region"]:
+                    options = server_options(setup.topology, name, region)
+                    done.append(foreign.ensure_server(connection, region, options, mappings))
+    return any(done)
+
+
+def _replace_copies(setup: Setup, name: str) -> bool:
+    """Have foreign leaves for the other regions on a node, in place of copies if there are any.
+
+    The origin keeps what is not at home elsewhere yet: the cut-over is what takes that away.
+    """
+    topology = setup.topology
+    own = topology.nodes[name]["region"]
+    done = False
+    with setup.connect(name) as connection:
+        for region in setup.regions:
+            leaves = leaves_of(setup.regions, [region])
+            kinds = {foreign.relkind(connection, leaf) for leaf in leaves}
+            if region == own:
+                continue
+            if kinds == {"f"} or (own == topology.origin() and "r" in kinds):
+                continue
+            foreign.stage(connection, leaves)
+
+            def swap(leaves: Sequence[Leaf] = leaves) -> None:
+                for leaf in reversed(leaves):
+                    connection.execute(
+                        sql.SQL("DROP {} IF EXISTS {}").format(
+                            sql.SQL(
+                                "FOREIGN TABLE"
+                                if foreign.relkind(connection, leaf) == "f"
+                                else "TABLE"
+                            ),
+                            leaf.identifier(),
+                        )
+                    )
+                for leaf in leaves:
+                    connection.execute(foreign.unstage(leaf))
+                    connection.execute(leaf.attach())
+                    foreign.grant_customers(connection, [leaf], setup.customers_role)
+
+            parents = [sql.Identifier("global", table) for table in LOCK_ORDER]
+            exclusively(connection, parents, swap, 60)
+            done = True
+    return done
+
+
+def _make_home(
+    connection: psycopg.Connection[Any], leaves: Sequence[Leaf], customers_role: str
+) -> None:
+    """Make the leaves of a region that begins with a node of its own, empty."""
+    with connection.transaction():
+        for leaf in leaves:
+            connection.execute(leaf.create())
+            for statement in leaf.key_statements():
+                connection.execute(statement)
+            connection.execute(leaf.attach())
+        for leaf in leaves:
+            for statement in leaf.references():
+                connection.execute(statement)
+        foreign.grant_customers(connection, leaves, customers_role)
+        for role in foreign.SECRETS:
+            foreign.grant(connection, role, leaves[0].region)
+
+
+def _grant_customers(connection: psycopg.Connection[Any], leaf: Leaf, role: str) -> bool:
+    row = connection.execute(
+        "SELECT has_table_privilege(%(role)s, to_regclass(%(leaf)s), 'INSERT')"
+        " AND has_table_privilege(%(home)s, to_regclass(%(leaf)s), 'INSERT')",
+        {"role": role, "home": foreign.HOME_ROLE, "leaf": leaf.identifier().as_string(connection)},
+    ).fetchone()
+    if row == (True,):
+        return False
+    foreign.grant_customers(connection, [leaf], role)
+    return True
