@@ -18,7 +18,7 @@ DEADLOCK_TIMEOUT_MS = 10
 #: Whoever comes after a try for locks queues behind it: for this long at first, longer with each
 #: try up to a limit, since customers far away keep their locks for several round trips.
 LOCK_TIMEOUT_MS, GROWTH = 30.0, 1.1
-LONGEST_MS = 80.0
+LONGEST_MS = 50.0
 #: Seconds between two tries, in which those who queued are served.
 PAUSE_S = (0.05, 0.25)
 

@@ -28,7 +28,7 @@ def ledger(lab: LabUnderTest) -> list[tuple[str, str, str, float]]:
         for line in path.read_text().splitlines(keepends=True)
         if line.endswith("\n")
     ]
-    return [(mark, kind, key, int(at) / 1e6) for mark, kind, key, at in lines]
+    return [(mark, kind, key, int(at) / 1e6) for mark, kind, key, at, _ in lines]
 
 
 def acknowledged_since(lab: LabUnderTest, moment: float) -> int:

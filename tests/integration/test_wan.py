@@ -1121,6 +1121,8 @@ _TOPOLOGY = {
     "runtime": "embedded",
     "dbname": "postgres",
     "customers": {"user": "customers", "password_file": "secrets/customers"},
+    "servers": {"image": "", "bin_dir": "", "network": ""},
+    "tables": "public",
     "regions": {},
     "nodes": {},
 }
@@ -1140,7 +1142,7 @@ PLAYBOOK = """\
   hosts: origin:origin_standby
   roles:
     - role: wan
-      vars: {wan_network: ""}
+      vars: {wan_phase: expand_world, wan_network: ""}
 """
 
 

@@ -228,7 +228,7 @@ def test_gives_up_where_a_long_transaction_keeps_the_locks(sharded: LabUnderTest
         given_up = sharded.play("after", "-e", "cutover_timeout_s=3")
         assert given_up.status != 0
         assert "long transaction in 3 s" in given_up.error
-        assert "lock timeout" in given_up.error
+        assert "no moment without a long transaction" in given_up.error
     assert_not_begun(sharded, "us")
     assert sharded.query("SELECT count(*) FROM us.customer WHERE email LIKE 'long@%'") == [(1,)]
 
@@ -283,8 +283,8 @@ def test_nobody_failed_and_nothing_is_lost_or_doubled(after: After) -> None:
 def test_pauses_are_short(after: After, region: str) -> None:
     found = after.receipt(region)
     assert found["rtt_ms"] == RTTS_MS[region]
-    assert found["rtt_ms"] * 0.9 <= found["write_pause_ms"] <= found["rtt_ms"] + 100
-    assert 0 < found["others_pause_ms"] <= 100
+    assert found["rtt_ms"] * 0.9 <= found["write_pause_ms"] <= found["rtt_ms"] + 100 + NOISE_MS
+    assert 0 < found["others_pause_ms"] <= 100 + NOISE_MS
     assert (found["lost"], found["doubled"]) == (0, 0)
     assert found["rows"] > 0
     assert f"could not write for {found['write_pause_ms']:.0f} ms" in " ".join(
@@ -616,8 +616,8 @@ def test_straight_from_expand_world_under_traffic(lab: LabUnderTest) -> None:
     rows = json.loads((lab.lab.home / "reports" / "cutover.json").read_text())
     assert {row["region"] for row in rows} == set(RTTS_MS)
     for row in rows:
-        assert row["write_pause_ms"] <= row["rtt_ms"] + 100
-        assert row["others_pause_ms"] <= 100
+        assert row["write_pause_ms"] <= row["rtt_ms"] + 100 + NOISE_MS
+        assert row["others_pause_ms"] <= 100 + NOISE_MS
         assert (row["lost"], row["doubled"]) == (0, 0)
     assert_held(lab)
     assert lab.play_ok("after").changed == 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
 import time
 
+import psutil
 import psycopg
 import pytest
 
@@ -40,7 +42,9 @@ def lose_primary(lab: LabUnderTest, how: int) -> None:
             found.kill(how)
     else:
         for process in lab.server(node).processes():
-            process.send_signal(how)
+            # Some end by themselves when the first one does.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(how)
 
 
 def failover_record(lab: LabUnderTest) -> dict[str, float]:
