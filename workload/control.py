@@ -8,11 +8,13 @@ started as a Python of its own first, 0.4 s of nothing on each call.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ansible.plugins.action import ActionBase
 
 from workload.errors import LabError
+from workload.lab import Lab, home_path
 
 WIDTH = 80
 #: A node as the filter lab_nodes describes it.
@@ -40,6 +42,25 @@ LOGIN: dict[str, Any] = {
         "dbname": {"type": "str", "default": "postgres"},
     },
 }
+
+#: Arguments of an action on all nodes of the lab, which finds them in topology.json.
+WHOLE_LAB: dict[str, Any] = {
+    "name": {"type": "str", "required": True},
+    "home": {"type": "str", "required": True},
+    "password": {"type": "str", "required": True, "no_log": True},
+    # {name: {countries}}
+    "regions": {"type": "dict", "required": True},
+}
+
+
+def lab_of(arguments: Mapping[str, Any]) -> Lab:
+    """Return the lab that an action's arguments name."""
+    return Lab(arguments["name"], home_path(arguments["home"]))
+
+
+def countries_of(arguments: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the regions that an action's arguments give, as {name: countries}."""
+    return {name: list(entry["countries"]) for name, entry in arguments["regions"].items()}
 
 
 class LabAction(ActionBase):

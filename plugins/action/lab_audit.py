@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 
 from workload.audit import canaries, run
-from workload.control import LabAction
-from workload.lab import Lab, home_path
+from workload.control import LabAction, lab_of
 from workload.topology import Topology
 
 #: What the terse output indents by is left for that.
@@ -32,7 +31,7 @@ class ActionModule(LabAction):
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Audit, or plant."""
-        lab = Lab(arguments["name"], home_path(arguments["home"]))
+        lab = lab_of(arguments)
         if arguments["state"] == "planted":
             before = canaries.load(lab)
             planted = before if dry_run else canaries.plant(lab, Topology.load(lab))

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import LabAction
+from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.countries import check
-from workload.lab import Lab, home_path
 from workload.topology import Topology
 
 
 class ActionModule(LabAction):
     """The action."""
 
-    ARGUMENTS: ClassVar[dict[str, Any]] = {
-        "name": {"type": "str", "required": True},
-        "home": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
-        # {name: {countries}}
-        "regions": {"type": "dict", "required": True},
-    }
+    ARGUMENTS: ClassVar[dict[str, Any]] = WHOLE_LAB
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Look at those that are to change."""
         del dry_run
-        topology = Topology.load(Lab(arguments["name"], home_path(arguments["home"])))
-        regions = {name: entry["countries"] for name, entry in arguments["regions"].items()}
+        topology = Topology.load(lab_of(arguments))
+        regions = countries_of(arguments)
         check(topology, arguments["password"], regions)
         return {"changed": False}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar
 
-from workload.control import LabAction
+from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.cutover import cut_over, receipt
 from workload.errors import LabError
 from workload.homes import Setup, point_servers
-from workload.lab import Lab, home_path, read_json, write_atomically
+from workload.lab import Lab, read_json, write_atomically
 from workload.topology import Topology
 from workload.verify import verify
 
@@ -22,11 +22,7 @@ class ActionModule(LabAction):
     """The action."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
-        "name": {"type": "str", "required": True},
-        "home": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
-        # {name: {countries}}
-        "regions": {"type": "dict", "required": True},
+        **WHOLE_LAB,
         "customers_role": {"type": "str", "required": True},
         # Seconds to go on trying for locks.
         "timeout_s": {"type": "int", "default": 60},
@@ -34,9 +30,9 @@ class ActionModule(LabAction):
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Cut over every region that is not at home."""
-        lab = Lab(arguments["name"], home_path(arguments["home"]))
+        lab = lab_of(arguments)
         topology = Topology.load(lab)
-        regions = {name: entry["countries"] for name, entry in arguments["regions"].items()}
+        regions = countries_of(arguments)
         waiting = [
             name
             for name in regions

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import LabAction
+from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.homes import Setup, prepare
-from workload.lab import Lab, home_path
 from workload.topology import Topology
 
 
@@ -18,18 +17,14 @@ class ActionModule(LabAction):
     """The action."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
-        "name": {"type": "str", "required": True},
-        "home": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
-        # {name: {countries}}
-        "regions": {"type": "dict", "required": True},
+        **WHOLE_LAB,
         "customers_role": {"type": "str", "required": True},
     }
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Prepare all nodes."""
-        topology = Topology.load(Lab(arguments["name"], home_path(arguments["home"])))
-        regions = {name: entry["countries"] for name, entry in arguments["regions"].items()}
+        topology = Topology.load(lab_of(arguments))
+        regions = countries_of(arguments)
         if dry_run:
             return {
                 "changed": topology.phase != "after" or set(regions) != set(topology.countries())

@@ -10,8 +10,8 @@ import json
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from workload.control import LOGIN, LabAction
-from workload.lab import Lab, home_path, write_atomically
+from workload.control import LOGIN, LabAction, countries_of, lab_of
+from workload.lab import write_atomically
 from workload.partition import is_partitioned, partition
 from workload.sql import Login, connect
 
@@ -30,12 +30,12 @@ class ActionModule(LabAction):
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Move them."""
-        lab = Lab(arguments["name"], home_path(arguments["home"]))
+        lab = lab_of(arguments)
         login = Login(**arguments["login"])
         if dry_run:
             with connect(login) as connection:
                 return {"changed": not is_partitioned(connection), "line": ""}
-        regions = {name: entry["countries"] for name, entry in arguments["regions"].items()}
+        regions = countries_of(arguments)
         done = partition(login, regions, self.say, arguments["timeout_s"])
         if done is None:
             return {"changed": False, "line": ""}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import LabAction
-from workload.lab import Lab, home_path
+from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.purge import purge
 from workload.topology import Topology
 
@@ -13,19 +12,13 @@ from workload.topology import Topology
 class ActionModule(LabAction):
     """The action."""
 
-    ARGUMENTS: ClassVar[dict[str, Any]] = {
-        "name": {"type": "str", "required": True},
-        "home": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
-        # {name: {countries}}
-        "regions": {"type": "dict", "required": True},
-    }
+    ARGUMENTS: ClassVar[dict[str, Any]] = WHOLE_LAB
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Remove it."""
-        topology = Topology.load(Lab(arguments["name"], home_path(arguments["home"])))
+        topology = Topology.load(lab_of(arguments))
         if dry_run:
             return {"changed": topology.phase != "after", "removed": []}
-        regions = {name: entry["countries"] for name, entry in arguments["regions"].items()}
+        regions = countries_of(arguments)
         removed = purge(topology, arguments["password"], regions)
         return {"changed": bool(removed), "removed": removed}

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import LabAction
-from workload.lab import Lab, home_path
+from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.leaves import leaves_of
 from workload.replicas import is_at_origin, is_current, replicate, save
 from workload.topology import Topology
@@ -18,11 +17,7 @@ class ActionModule(LabAction):
     """The action."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
-        "name": {"type": "str", "required": True},
-        "home": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
-        # {name: {countries}}
-        "regions": {"type": "dict", "required": True},
+        **WHOLE_LAB,
         "nodes": {"type": "list", "elements": "str", "required": True},
         # all: each node copies the leaves of all regions. own: those of its own, until they are at
         # home there.
@@ -31,8 +26,8 @@ class ActionModule(LabAction):
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Copy what is not there."""
-        topology = Topology.load(Lab(arguments["name"], home_path(arguments["home"])))
-        regions = {name: entry["countries"] for name, entry in arguments["regions"].items()}
+        topology = Topology.load(lab_of(arguments))
+        regions = countries_of(arguments)
         wanted: dict[str, list[str]] = {}
         for node in arguments["nodes"]:
             found_node = topology.nodes.get(node, {"region": "", "role": "joining"})
