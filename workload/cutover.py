@@ -32,10 +32,11 @@ import psycopg
 from psycopg import sql
 
 from workload import diff, foreign, marker
+from workload.bounds import prove, settle
 from workload.bulk import Say
 from workload.errors import LabError
-from workload.leaves import LOCK_ORDER, Leaf, leaves_of
-from workload.locks import PostponedError, exclusively
+from workload.leaves import Leaf, leaves_of, parents
+from workload.locks import LOCKS_S, PostponedError, exclusively
 from workload.sql import connect, describe, take_turns
 from workload.topology import Topology, set_roles, set_warm_up
 
@@ -44,8 +45,8 @@ RETIRED = "retired_{region}"
 #: Round trips in which the region's customers warm up: the twenty over which they spread, and one's
 #: own.
 WARM_UP_ROUND_TRIPS = 40
-#: Seconds to wait for the copy, for locks, and for customers to have warmed up.
-CATCH_UP_S, LOCKS_S = 30.0, 60.0
+#: Seconds to wait for the copy.
+CATCH_UP_S = 30.0
 #: What the marker may take beyond its round trip before the try is given up.
 SLACK_MS = 80.0
 
@@ -211,10 +212,6 @@ def _between(leaf: Leaf) -> sql.Identifier:
     return sql.Identifier(MOVING.format(region=leaf.region), leaf.table)
 
 
-def _parents() -> list[sql.Identifier]:
-    return [sql.Identifier("global", table) for table in LOCK_ORDER]
-
-
 def _enter(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> float:
     """Put a partitioned table between each parent and its leaf; return the pause in ms."""
     schema = sql.Identifier(MOVING.format(region=leaves[0].region))
@@ -225,6 +222,8 @@ def _enter(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_
                 "CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS) PARTITION BY LIST (country)"
             ).format(_between(leaf), leaf.parent())
         )
+    # Twice the leaf is attached while everybody waits.
+    proof_ms = prove(connection, leaves, timeout_s)
 
     def work() -> None:
         for leaf in leaves:
@@ -232,7 +231,7 @@ def _enter(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_
             connection.execute(_attach(leaf, _between(leaf), leaf.identifier()))
             connection.execute(_attach(leaf, leaf.parent(), _between(leaf)))
 
-    return exclusively(connection, _parents(), work, timeout_s)[0]
+    return max(proof_ms, exclusively(connection, parents(), work, timeout_s)[0])
 
 
 def _leave(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> float:
@@ -250,6 +249,7 @@ def _leave(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_
 
     if not any(_is_below(connection, _between(leaf), leaf.parent()) for leaf in leaves):
         # Never entered: nobody is there, so nobody has to be kept away.
+        settle(connection, leaves, timeout_s)
         connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
         return 0.0
 
@@ -262,10 +262,10 @@ def _leave(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_
                         sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(parent, child)
                     )
             if not _is_below(connection, leaf.identifier(), leaf.parent()):
-                connection.execute(_attach(leaf, leaf.parent(), leaf.identifier()))
+                connection.execute(leaf.attach())
         connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
 
-    return exclusively(connection, _parents(), work, timeout_s)[0]
+    return exclusively(connection, parents(), work, timeout_s)[0]
 
 
 def _attach(leaf: Leaf, parent: sql.Identifier, child: sql.Identifier) -> sql.Composed:
@@ -350,7 +350,7 @@ def _swap(
                     f"{region}'s node did not have the last row within {timeout_ms:.0f} ms"
                 )
 
-        tables = [sql.Identifier(MOVING.format(region=region), table) for table in LOCK_ORDER]
+        tables = parents(MOVING.format(region=region))
         return exclusively(old, tables, work, timeout_s, before)
 
 

@@ -179,19 +179,16 @@ def create_foreign(leaf: Leaf, schema: str) -> list[sql.Composed]:
     """Return the statements that make the foreign table that stands for a leaf, in a schema.
 
     ANALYZE of it would copy its home's e-mails into this node's pg_statistic: no statistics are
-    kept of any column. Its CHECK is not enforced here but on the leaf itself; it lets the planner
-    know.
+    kept of any column.
     """
     name = sql.Identifier(schema, leaf.table)
     statements = [
         sql.SQL(
-            "CREATE FOREIGN TABLE {name} ({columns}, country global.country NOT NULL,"
-            " CONSTRAINT home CHECK (country IN ({countries})))"
+            "CREATE FOREIGN TABLE {name} ({columns}, country global.country NOT NULL)"
             " SERVER {server} OPTIONS (schema_name {region}, table_name {table})"
         ).format(
             name=name,
             columns=sql.SQL(_FOREIGN_COLUMNS[leaf.table]),
-            countries=leaf.country_list(),
             server=sql.Identifier(leaf.region),
             region=sql.Literal(leaf.region),
             table=sql.Literal(leaf.table),

@@ -16,11 +16,11 @@ import psycopg
 from psycopg import sql
 
 from workload import foreign, tls
+from workload.bounds import rebound
 from workload.bulk import in_parallel
-from workload.countries import rebound
 from workload.errors import LabError
-from workload.leaves import LOCK_ORDER, TABLES, Leaf, columns_of, leaves_of
-from workload.locks import exclusively
+from workload.leaves import TABLES, Leaf, columns_of, leaves_of, parents
+from workload.locks import LOCKS_S, exclusively
 from workload.peers import address_between
 from workload.scram import verifier
 from workload.sql import connect, describe, take_turns
@@ -149,7 +149,7 @@ def _on_each(names: Sequence[str], work: Callable[[str], bool]) -> bool:
 
 def _rebound(setup: Setup, name: str, kind: str) -> bool:
     with setup.connect(name) as connection:
-        return rebound(connection, leaves_of(setup.regions), kind)
+        return rebound(connection, leaves_of(setup.regions), kind, LOCKS_S)
 
 
 def _found_regions(setup: Setup) -> bool:
@@ -178,7 +178,7 @@ def _found_regions(setup: Setup) -> bool:
 def _prepare_node(setup: Setup, name: str) -> bool:
     """Have what others need to come to a node, and the wrapper by which it goes to them."""
     with setup.connect(name) as connection:
-        take_turns(connection, 60)
+        take_turns(connection, LOCKS_S)
         done = False
         for extension in ("postgres_fdw", "dblink"):
             row = connection.execute(
@@ -268,8 +268,7 @@ def _replace_copies(setup: Setup, name: str) -> bool:
                     connection.execute(leaf.attach())
                     foreign.grant_customers(connection, [leaf], setup.customers_role)
 
-            parents = [sql.Identifier("global", table) for table in LOCK_ORDER]
-            exclusively(connection, parents, swap, 60)
+            exclusively(connection, parents(), swap, LOCKS_S)
             done = True
     return done
 

@@ -19,6 +19,8 @@ DEADLOCK_TIMEOUT_MS = 10
 #: try up to a limit, since customers far away keep their locks for several round trips.
 LOCK_TIMEOUT_MS, GROWTH = 30.0, 1.1
 LONGEST_MS = 50.0
+#: Seconds until a change that gets no moment is given up.
+LOCKS_S = 60.0
 #: Seconds between two tries, in which those who queued are served.
 PAUSE_S = (0.05, 0.25)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ MAGIC = frozenset(
     }
 )
 REGION_KEYS = frozenset({"countries"})
+#: A region's name is a schema's, a server's and part of a host name; a country's is text in bounds.
+REGION_NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
+COUNTRY_CODE = re.compile(r"[a-z0-9_-]{1,16}")
+#: What the lab or PostgreSQL has there already.
+SCHEMAS = frozenset({"global", "lab", "public", "retired", "information_schema"})
 NODE_KEYS = ("node_region", "node_port_offset", "node_container")
 HIGHEST_PORT = 65_535
 
@@ -63,10 +69,21 @@ def unknown_names(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def region_problems(regions: Mapping[str, Any]) -> list[str]:
-    """Name what is wrong with the regions: unknown keys, and countries that two regions claim."""
+    """Name what is wrong with the regions: their names, their keys, countries claimed twice."""
     problems = []
     claimed: dict[str, str] = {}
     for region, entry in regions.items():
+        if (
+            not REGION_NAME.fullmatch(str(region))
+            or str(region).startswith("pg_")
+            or region in SCHEMAS
+        ):
+            problems.append(
+                f"region '{region}' in lab_regions is no name for a region, whose rows are in a"
+                f" schema of that name: use lower-case letters, digits, _ and -, and none of"
+                f" {', '.join(sorted(SCHEMAS))}, pg_..."
+            )
+            continue
         if not isinstance(entry, Mapping) or not entry.get("countries"):
             problems.append(f"region '{region}' in lab_regions serves no countries: give it a list")
             continue
@@ -82,6 +99,11 @@ def region_problems(regions: Mapping[str, Any]) -> list[str]:
                 problems.append(
                     f"country {country!r} of region '{region}' is no text: quote it (an unquoted"
                     " no is false in YAML)"
+                )
+            elif not COUNTRY_CODE.fullmatch(country):
+                problems.append(
+                    f"country {country!r} of region '{region}' is no code: use lower-case letters,"
+                    " digits, _ and -, as in ISO 3166"
                 )
             elif country in claimed:
                 problems.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,29 +12,17 @@ import psycopg
 import pytest
 
 from tests.fixtures.labs import free_ports
+from tests.integration.conftest import PASSWORD
 from workload.errors import LabError, WrongPasswordError
 from workload.runtime import embedded
 from workload.runtime.embedded import EmbeddedServer
 from workload.sql import Login, apply, connect
 
-PASSWORD = "secret"
 CREATE = {"name": "create.sql", "text": "CREATE TABLE IF NOT EXISTS thing (id int)"}
 FILL = {"name": "fill.sql", "text": "INSERT INTO thing SELECT 1 WHERE NOT EXISTS (TABLE thing)"}
 LOOK = {"name": "look.sql", "text": "SELECT count(*) FROM pg_class; SELECT 1"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    base = tmp_path_factory.mktemp("sql") / "node"
-    made = EmbeddedServer(base, free_ports(), embedded.find_bin_dir())
-    with made.locked() as lock:
-        made.initialise(PASSWORD, lock)
-    made.configure()
-    made.start()
-    yield made
-    made.remove()
 
 
 @pytest.fixture

@@ -58,6 +58,21 @@ def test_country_in_two_regions_names_both() -> None:
     assert "'us'" in problem
 
 
+@pytest.mark.parametrize("country", ["US", "it's", "u s", "us|de", "", "us\n"])
+def test_country_that_is_no_code_is_named(country: str) -> None:
+    (problem,) = region_problems({"us": {"countries": [country]}})
+    assert repr(country) in problem
+    assert "'us'" in problem
+    assert "lower-case" in problem
+
+
+@pytest.mark.parametrize("region", ["global", "lab", "pg_us", "US", 'u"s', "1", ""])
+def test_region_that_cannot_be_a_schema_of_its_own_is_named(region: str) -> None:
+    (problem,) = region_problems({region: {"countries": ["us"]}})
+    assert f"'{region}'" in problem
+    assert "schema" in problem
+
+
 def test_unquoted_norway_is_explained() -> None:
     (problem,) = region_problems(yaml.safe_load("eu: {countries: [uk, no]}"))
     assert "False" in problem

@@ -1,0 +1,140 @@
+"""Leaves and their bounds on a real server: what is read, what is refused, what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import psycopg
+import pytest
+
+from tests.integration.conftest import PASSWORD
+from workload.bounds import prove, rebound, settle
+from workload.leaves import TABLES, Leaf, leaves_of
+from workload.runtime.embedded import EmbeddedServer
+from workload.sql import Login
+
+SCHEMA = Path(__file__).resolve().parents[2] / "roles/shards/templates/schema.sql.j2"
+REGIONS = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y"]}
+#: What the domain knows, so that a country can come.
+KNOWN = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y", "br"]}
+INSERT = "INSERT INTO us.customer (email, country) VALUES ('a', %s)"
+
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+
+@pytest.fixture
+def connection(server: EmbeddedServer) -> Iterator[psycopg.Connection[Any]]:
+    """Return a connection to a node with the sharded schema and all leaves, empty."""
+    login = Login("127.0.0.1", server.port, "postgres", PASSWORD)
+    with psycopg.connect(login.conninfo(), autocommit=True) as made:
+        made.execute(
+            "DROP SCHEMA IF EXISTS global, lab, eu, us CASCADE; SET client_min_messages = debug1"
+        )
+        schema = jinja2.Template(SCHEMA.read_text(), trim_blocks=True).render(
+            shards_regions={name: {"countries": found} for name, found in KNOWN.items()},
+            shards_default_country="uk",
+        )
+        made.execute(schema.encode())
+        for leaf in leaves_of(REGIONS):
+            made.execute(leaf.create())
+            for statement in leaf.key_statements():
+                made.execute(statement)
+            made.execute(leaf.attach())
+        yield made
+
+
+@pytest.fixture
+def us() -> list[Leaf]:
+    return leaves_of(REGIONS, ["us"])
+
+
+def checks(connection: psycopg.Connection[Any], leaf: Leaf) -> set[str]:
+    rows = connection.execute(
+        "SELECT conname FROM pg_constraint WHERE contype = 'c' AND conrelid = %s::regclass",
+        (leaf.identifier().as_string(connection),),
+    )
+    return {row[0] for row in rows}
+
+
+def attach_again(connection: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> list[str]:
+    """Return what the server says while leaves are taken out and put back."""
+    said: list[str] = []
+
+    def listen(diagnostic: psycopg.errors.Diagnostic) -> None:
+        said.append(diagnostic.message_primary or "")
+
+    connection.add_notice_handler(listen)
+    for leaf in leaves:
+        connection.execute(leaf.detach())
+        connection.execute(leaf.attach())
+    connection.remove_notice_handler(listen)
+    return [line for line in said if "implied by existing constraints" in line]
+
+
+def test_attach_of_a_proven_leaf_reads_no_row(
+    connection: psycopg.Connection[Any], us: list[Leaf]
+) -> None:
+    assert attach_again(connection, us) == []
+    prove(connection, us, 5)
+    found = attach_again(connection, us)
+    for table in TABLES:
+        assert any(f'"{table}"' in line for line in found), found
+    assert [checks(connection, leaf) for leaf in us] == [set()] * 3
+
+
+def test_proof_that_was_not_needed_goes(
+    connection: psycopg.Connection[Any], us: list[Leaf]
+) -> None:
+    for _ in range(2):
+        prove(connection, us, 5)
+    assert [checks(connection, leaf) for leaf in us] == [{"home"}] * 3
+    for _ in range(2):
+        settle(connection, us, 5)
+    assert [checks(connection, leaf) for leaf in us] == [set()] * 3
+
+
+@pytest.mark.parametrize("country", ["uk", "u", "uss", "us|mx", "us mx", "us\n", "xzy", "US", ""])
+def test_leaf_refuses_strangers_by_itself(
+    connection: psycopg.Connection[Any], us: list[Leaf], country: str
+) -> None:
+    connection.execute("ALTER DOMAIN global.country DROP CONSTRAINT known")
+    with pytest.raises(psycopg.errors.CheckViolation, match="partition constraint"):
+        connection.execute(INSERT, (country,))
+    prove(connection, us, 5)
+    connection.execute(us[0].detach())
+    with pytest.raises(psycopg.errors.CheckViolation, match='"home"'):
+        connection.execute(INSERT, (country,))
+    for own in REGIONS["us"]:
+        connection.execute(INSERT, (own,))
+
+
+def test_country_comes_and_goes(connection: psycopg.Connection[Any], us: list[Leaf]) -> None:
+    grown = leaves_of(KNOWN)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute(INSERT, ("br",))
+    assert rebound(connection, grown, "r", 5)
+    assert not rebound(connection, grown, "r", 5)
+    connection.execute(INSERT, ("br",))
+    assert checks(connection, us[0]) == set()
+    # Back again only when nobody is there.
+    with pytest.raises(psycopg.errors.CheckViolation):
+        rebound(connection, us, "r", 5)
+    connection.execute(INSERT, ("br",))
+    connection.execute("DELETE FROM global.customer")
+    assert rebound(connection, us, "r", 5)
+    assert [checks(connection, leaf) for leaf in us] == [set()] * 3
+    with pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute(INSERT, ("br",))
+
+
+def test_proof_of_a_leaf_with_a_stranger_is_refused(
+    connection: psycopg.Connection[Any], us: list[Leaf]
+) -> None:
+    connection.execute(us[0].detach())
+    connection.execute(INSERT, ("uk",))
+    with pytest.raises(psycopg.errors.CheckViolation, match='"home"'):
+        prove(connection, us, 5)
+    connection.execute(INSERT, ("uk",))
