@@ -1,4 +1,4 @@
-"""Take leaves in and out of their parents, with other bounds perhaps, while customers write.
+"""What a leaf has to show for itself before it is made a partition while customers write.
 
 ATTACH reads a table of millions with its parent locked, unless a CHECK says already what it looks
 for. Such a CHECK is made and validated before: that reads the table as well, and locks nobody out.
@@ -6,20 +6,14 @@ for. Such a CHECK is made and validated before: that reads the table as well, an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from workload.leaves import Leaf, in_lock_order, parents
+from workload.leaves import Leaf, in_lock_order
 from workload.locks import exclusively
-
-_BOUND = """
-SELECT pg_get_expr(c.relpartbound, c.oid), c.relkind::text
-FROM pg_class c WHERE c.oid = to_regclass(%s) AND c.relispartition
-"""
 
 
 def prove(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> float:
@@ -63,35 +57,6 @@ def settle(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_
             connection.execute(_drop(leaf))
 
     exclusively(connection, in_lock_order(leaves), work, timeout_s)
-
-
-def rebound(
-    connection: psycopg.Connection[Any], leaves: Sequence[Leaf], kind: str, timeout_s: float
-) -> bool:
-    """Give a node's leaves of a kind (r, f) the bounds that they are to have; return whether so.
-
-    Raises LabError where a moment without long transactions does not come in time, and psycopg's
-    CheckViolation where a leaf has rows of another country; nothing is changed then.
-    """
-    changed = []
-    for leaf in leaves:
-        row = connection.execute(_BOUND, (leaf.identifier().as_string(connection),)).fetchone()
-        if row and row[1] == kind and set(re.findall(r"'([^']*)'", row[0])) != set(leaf.countries):
-            changed.append(leaf)
-    if not changed:
-        return False
-
-    def swap() -> None:
-        # All out before any comes in: a country may go from one leaf to another.
-        for leaf in changed:
-            connection.execute(leaf.detach())
-        for leaf in changed:
-            connection.execute(leaf.attach())
-
-    if kind == "r":
-        prove(connection, changed, timeout_s)
-    exclusively(connection, parents(), swap, timeout_s)
-    return True
 
 
 def _drop(leaf: Leaf) -> sql.Composed:

@@ -4,14 +4,12 @@ The copy on the new home is up to date to some milliseconds; what is left is to 
 written to, with every write on one side or the other, and nobody held up who has nothing to do with
 it. Writers lock the parent, then the leaf, for as long as their transaction lasts. Who waits for
 the last rows with the leaf locked and then wants the parent, deadlocks with them; who locks the
-parent first, holds up the customers of all regions for a round trip. So a second partitioned table
-goes between the parent and the region's leaf, for this time:
+parent first, holds up the customers of all regions for a round trip. So the leaf is below a gate,
+a partitioned table of its region's alone (workload/gates.py), and one transaction is all:
 
-1. enter: global.customer -> moving_us.customer -> us.customer. Parents locked, milliseconds.
-2. swap: only the tables below the parents are locked. A marker is written; the leaf is taken out
-   and a foreign table put in its place; when the new home has the marker, that is committed. Who
-   waited goes on, prepared statements included, and finds the foreign table. One round trip.
-3. leave: global.customer -> us.customer, a foreign table now. Parents locked, milliseconds.
+The gate is locked. A marker is written; the leaf is taken out and a foreign table put in its place;
+when the new home has the marker, that is committed. Who waited goes on, prepared statements
+included, and finds the foreign table. One round trip.
 
 Interrupted anywhere, it goes on from what the catalogue says: before the swap nothing has happened,
 after it there is no way back.
@@ -31,22 +29,23 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload import diff, foreign, marker
-from workload.bounds import prove, settle
+from workload import diff, foreign, gates, marker
 from workload.bulk import Say
 from workload.errors import LabError
-from workload.leaves import Leaf, leaves_of, parents
+from workload.homes import Setup
+from workload.leaves import Leaf, leaves_of
 from workload.locks import LOCKS_S, PostponedError, exclusively
-from workload.sql import connect, describe, take_turns
+from workload.sql import describe, take_turns
 from workload.topology import Topology, set_roles, set_warm_up
 
-MOVING = "moving_{region}"
 RETIRED = "retired_{region}"
 #: Round trips in which the region's customers warm up: the twenty over which they spread, and one's
 #: own.
 WARM_UP_ROUND_TRIPS = 40
 #: Seconds to wait for the copy.
 CATCH_UP_S = 30.0
+#: Seconds to look for a moment in which nobody writes on the origin.
+GATES_S = 15.0
 #: What the marker may take beyond its round trip before the try is given up.
 SLACK_MS = 80.0
 
@@ -57,7 +56,7 @@ class CutOver:
 
     region: str
     rtt_ms: float
-    #: The longest time for which the moved region's writers waited, and everybody else's.
+    #: The longest time for which the moved region's writers waited, and everybody's at its gates.
     write_pause_ms: float
     others_pause_ms: float
     tries: int
@@ -65,41 +64,46 @@ class CutOver:
     rows: int
 
 
-def cut_over(
-    topology: Topology,
-    password: str,
-    region: str,
-    regions: Mapping[str, Sequence[str]],
-    customers_role: str,
-    say: Say,
-    timeout_s: float = LOCKS_S,
-) -> CutOver | None:
+def cut_over(setup: Setup, region: str, say: Say, timeout_s: float = LOCKS_S) -> CutOver | None:
     """Make a region's own node the home of its rows; return None where it is already.
 
     Raises LabError where it cannot get its locks or its catch-up in time; the lab is as it was
     then.
     """
-    origin = topology.primaries()[0]
+    topology = setup.topology
     node = own_node(topology, region)
-    leaves = leaves_of(regions, [region])
+    leaves = leaves_of(setup.regions, [region])
     try:
-        with (
-            connect(topology.operator_login(origin, password), 10) as old,
-            connect(topology.operator_login(node, password), 10) as new,
-        ):
-            old.autocommit = new.autocommit = True
+        with setup.connect(topology.primaries()[0]) as old, setup.connect(node) as new:
             take_turns(old, LOCKS_S)
-            _leave(old, leaves, timeout_s)
             done = None
             if foreign.relkind(old, leaves[0]) == "r":
-                done = _move(
-                    topology, password, old, new, node, leaves, customers_role, say, timeout_s
-                )
+                done = _move(setup, old, new, node, leaves, say, timeout_s)
             if topology.nodes[node]["role"] != "primary":
                 set_roles(topology.lab, {node: "primary"})
             return done
     except psycopg.Error as error:
         raise LabError(f"cut-over of {region}: {describe(error)}") from None
+
+
+def open_gates(setup: Setup, say: Say) -> float:
+    """Take away the gates of regions that have left the origin; return all writers' pause in ms.
+
+    They stay where somebody far away writes by the origin all the time, and are in nobody's way.
+    """
+    topology = setup.topology
+    gone = [
+        name for name in setup.regions if name != topology.origin() and topology.primary_of(name)
+    ]
+    try:
+        with setup.connect(topology.primaries()[0]) as connection:
+            take_turns(connection, LOCKS_S)
+            return gates.take_down(connection, leaves_of(setup.regions, gone), GATES_S)
+    except LabError as error:
+        say(f"the gates of {', '.join(gone)} stay until after.yml is played again: {error}")
+        return 0.0
+    except psycopg.Error as error:
+        raise LabError(f"gates of {', '.join(gone)}: {describe(error)}") from None
 
 
 def own_node(topology: Topology, region: str) -> str:
@@ -111,16 +115,15 @@ def own_node(topology: Topology, region: str) -> str:
 
 
 def _move(
-    topology: Topology,
-    password: str,
+    setup: Setup,
     old: psycopg.Connection[Any],
     new: psycopg.Connection[Any],
     node: str,
     leaves: Sequence[Leaf],
-    customers_role: str,
     say: Say,
     timeout_s: float,
 ) -> CutOver:
+    topology, customers_role = setup.topology, setup.customers_role
     region = leaves[0].region
     way = topology.region(topology.origin()).way_to(node)
     rtt_ms = float(way["rtt_ms"])
@@ -143,44 +146,21 @@ def _move(
     foreign.stage(old, leaves)
     staged = foreign.STAGED.format(region=region)
     foreign.grant_customers(old, leaves, customers_role, staged)
-    old.execute(
-        sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(
-            sql.Identifier(staged), sql.Identifier(customers_role)
-        )
-    )
+    warm_up = foreign.make_warm_up(old, region, customers_role)
+    passwords = {role: setup.secret(role) for role in foreign.SECRETS}
+    foreign.let_through(old, leaves, staged, passwords)
     # Nothing is locked for a link that does not work.
-    old.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(sql.Identifier(staged, "test")))
-    _warm_up(topology, old, new, region, staged, rtt_ms)
+    old.execute(warm_up.encode())
+    _warm_up(topology, old, new, region, warm_up, rtt_ms)
     across = f"host={way['host']} port={way['port']}"
-    conninfo = f"{topology.operator_login(node, password).conninfo()} {across}"
+    conninfo = f"{topology.operator_login(node, setup.password).conninfo()} {across}"
     try:
-        others_ms = _enter(old, leaves, timeout_s)
-        pause_ms, tries = _swap(topology, password, old, conninfo, leaves, rtt_ms, timeout_s)
-    except BaseException as error:
-        _go_back(old, leaves, timeout_s, error)
-        raise
+        others_ms = gates.put_up(old, leaves, timeout_s)
+        pause_ms, tries = _swap(setup, old, conninfo, leaves, rtt_ms, timeout_s)
     finally:
         set_warm_up(topology.lab, region, "")
     set_roles(topology.lab, {node: "primary"})
-    others_ms = max(others_ms, _leave(old, leaves, timeout_s))
     return CutOver(region, rtt_ms, pause_ms, others_ms, tries, rows)
-
-
-def _go_back(
-    connection: psycopg.Connection[Any],
-    leaves: Sequence[Leaf],
-    timeout_s: float,
-    why: BaseException,
-) -> None:
-    """Have the lab as it was before a swap that is given up; raises LabError where that fails."""
-    try:
-        _leave(connection, leaves, timeout_s)
-    except LabError as error:
-        schema = MOVING.format(region=leaves[0].region)
-        raise LabError(
-            f"{why}; its customers go on by the tables in schema {schema}, which stay until the"
-            f" phase is played again: {error}"
-        ) from None
 
 
 def _warm_up(
@@ -188,106 +168,33 @@ def _warm_up(
     old: psycopg.Connection[Any],
     new: psycopg.Connection[Any],
     region: str,
-    staged: str,
+    statement: str,
     rtt_ms: float,
 ) -> None:
     """Have the region's customers open their sessions' connections to the new home, and wait.
 
     Not for long: a customer who thinks for minutes finds a cold one, and nothing worse.
     """
-    set_warm_up(topology.lab, region, f'SELECT FROM "{staged}".test LIMIT 0')
+    set_warm_up(topology.lab, region, statement)
     deadline = time.monotonic() + 3 + WARM_UP_ROUND_TRIPS * rtt_ms / 1e3
-    count = "SELECT count(*) FROM pg_stat_activity WHERE {} = %s"
     while time.monotonic() < deadline:
         theirs: Any = old.execute(
-            count.format("application_name"), (f"customers of {region}",)
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s",
+            (f"customers of {region}",),
         ).fetchone()
-        warm: Any = new.execute(count.format("usename"), (foreign.CUSTOMERS_ROLE,)).fetchone()
+        # The last that postgres_fdw says: a session is there some round trips before it is of use.
+        warm: Any = new.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND state = 'idle'"
+            " AND query ILIKE 'COMMIT%%'",
+            (foreign.CUSTOMERS_ROLE,),
+        ).fetchone()
         if warm[0] >= theirs[0]:
             return
         time.sleep(0.05)
 
 
-def _between(leaf: Leaf) -> sql.Identifier:
-    return sql.Identifier(MOVING.format(region=leaf.region), leaf.table)
-
-
-def _enter(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> float:
-    """Put a partitioned table between each parent and its leaf; return the pause in ms."""
-    schema = sql.Identifier(MOVING.format(region=leaves[0].region))
-    connection.execute(sql.SQL("CREATE SCHEMA {}").format(schema))
-    for leaf in leaves:
-        connection.execute(
-            sql.SQL(
-                "CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS) PARTITION BY LIST (country)"
-            ).format(_between(leaf), leaf.parent())
-        )
-    # Twice the leaf is attached while everybody waits.
-    proof_ms = prove(connection, leaves, timeout_s)
-
-    def work() -> None:
-        for leaf in leaves:
-            connection.execute(leaf.detach())
-            connection.execute(_attach(leaf, _between(leaf), leaf.identifier()))
-            connection.execute(_attach(leaf, leaf.parent(), _between(leaf)))
-
-    return max(proof_ms, exclusively(connection, parents(), work, timeout_s)[0])
-
-
-def _leave(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> float:
-    """Put what is below the tables between directly below the parents; return the pause in ms.
-
-    That is the leaf where there was no swap, and the foreign table after it.
-    """
-    region = leaves[0].region
-    schema = sql.Identifier(MOVING.format(region=region))
-    row: Any = connection.execute(
-        "SELECT to_regnamespace(%s) IS NOT NULL", (schema.as_string(connection),)
-    ).fetchone()
-    if not row[0]:
-        return 0.0
-
-    if not any(_is_below(connection, _between(leaf), leaf.parent()) for leaf in leaves):
-        # Never entered: nobody is there, so nobody has to be kept away.
-        settle(connection, leaves, timeout_s)
-        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
-        return 0.0
-
-    def work() -> None:
-        for leaf in leaves:
-            between = _between(leaf)
-            for child, parent in ((leaf.identifier(), between), (between, leaf.parent())):
-                if _is_below(connection, child, parent):
-                    connection.execute(
-                        sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(parent, child)
-                    )
-            if not _is_below(connection, leaf.identifier(), leaf.parent()):
-                connection.execute(leaf.attach())
-        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
-
-    return exclusively(connection, parents(), work, timeout_s)[0]
-
-
-def _attach(leaf: Leaf, parent: sql.Identifier, child: sql.Identifier) -> sql.Composed:
-    return sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES IN ({})").format(
-        parent, child, leaf.country_list()
-    )
-
-
-def _is_below(
-    connection: psycopg.Connection[Any], child: sql.Identifier, parent: sql.Identifier
-) -> bool:
-    names = (child.as_string(connection), parent.as_string(connection))
-    row = connection.execute(
-        "SELECT FROM pg_inherits WHERE inhrelid = to_regclass(%s) AND inhparent = to_regclass(%s)",
-        names,
-    ).fetchone()
-    return row is not None
-
-
 def _swap(
-    topology: Topology,
-    password: str,
+    setup: Setup,
     old: psycopg.Connection[Any],
     across: str,
     leaves: Sequence[Leaf],
@@ -302,9 +209,8 @@ def _swap(
     retired = sql.Identifier(RETIRED.format(region=region))
     old.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(retired))
     old.execute(sql.SQL("CREATE SCHEMA {}").format(retired))
-    login = topology.operator_login(topology.primaries()[0], password)
-    with connect(login, 10) as writer, contextlib.ExitStack() as stack:
-        writer.autocommit = True
+    origin = setup.topology.primaries()[0]
+    with setup.connect(origin) as writer, contextlib.ExitStack() as stack:
         listeners: list[psycopg.Connection[Any]] = []
 
         def before() -> None:
@@ -327,16 +233,14 @@ def _swap(
             waiting.start()
             try:
                 for leaf in leaves:
-                    old.execute(
-                        sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(
-                            _between(leaf), leaf.identifier()
-                        )
-                    )
+                    gate = gates.gate_of(leaf)
+                    detach = sql.SQL("ALTER TABLE {} DETACH PARTITION {}")
+                    old.execute(detach.format(gate, leaf.identifier()))
                     old.execute(
                         sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(leaf.identifier(), retired)
                     )
                     old.execute(foreign.unstage(leaf))
-                    old.execute(_attach(leaf, _between(leaf), leaf.identifier()))
+                    old.execute(leaf.attach_to(gate, leaf.identifier()))
             finally:
                 # A link that goes silent must not hold the locks.
                 waiting.join((timeout_ms + rtt_ms) / 1e3)
@@ -350,8 +254,7 @@ def _swap(
                     f"{region}'s node did not have the last row within {timeout_ms:.0f} ms"
                 )
 
-        tables = parents(MOVING.format(region=region))
-        return exclusively(old, tables, work, timeout_s, before)
+        return exclusively(old, gates.locks(leaves), work, timeout_s, before)
 
 
 def _hang_up(connection: psycopg.Connection[Any]) -> None:

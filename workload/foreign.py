@@ -73,23 +73,25 @@ def ensure_role(connection: psycopg.Connection[Any], name: str, secret: str, reg
     return granted or row is None or not row[0]
 
 
+def _rights(role: str) -> sql.SQL:
+    return sql.SQL("SELECT, INSERT" + (", UPDATE, DELETE" if role == OPERATOR_ROLE else ""))
+
+
 def grant(connection: psycopg.Connection[Any], name: str, region: str) -> bool:
     """Let those who come as a role use a region's leaves; return whether they could not yet."""
-    rights = ["SELECT", "INSERT"] + (["UPDATE", "DELETE"] if name == OPERATOR_ROLE else [])
+    last = "DELETE" if name == OPERATOR_ROLE else "INSERT"
     done = False
     for table in TABLES:
         leaf = sql.Identifier(region, table)
         row: Any = connection.execute(
             "SELECT relkind, has_table_privilege(%(role)s, oid, %(last)s)"
             " FROM pg_class WHERE oid = to_regclass(%(leaf)s)",
-            {"role": name, "last": rights[-1], "leaf": leaf.as_string(connection)},
+            {"role": name, "last": last, "leaf": leaf.as_string(connection)},
         ).fetchone()
         # Only what is at home here; what is not yet will be granted when it is.
         if row and row[0] == "r" and not row[1]:
             connection.execute(
-                sql.SQL("GRANT {} ON {} TO {}").format(
-                    sql.SQL(", ".join(rights)), leaf, sql.Identifier(name)
-                )
+                sql.SQL("GRANT {} ON {} TO {}").format(_rights(name), leaf, sql.Identifier(name))
             )
             done = True
     row = connection.execute(
@@ -145,27 +147,76 @@ def ensure_server(
             )
             done = True
     for local, (remote, password) in mappings.items():
-        wanted = [f"user={remote}", f"password={password}"]
-        mapping: Any = connection.execute(
-            "SELECT umoptions FROM pg_user_mappings WHERE srvname = %s AND usename = %s",
-            (region, local),
-        ).fetchone()
-        if mapping and mapping[0] == wanted:
-            continue
-        if mapping:
-            connection.execute(
-                sql.SQL("DROP USER MAPPING FOR {} SERVER {}").format(sql.Identifier(local), name)
-            )
-        connection.execute(
-            sql.SQL("CREATE USER MAPPING FOR {} SERVER {} OPTIONS (user {}, password {})").format(
-                sql.Identifier(local), name, sql.Literal(remote), sql.Literal(password)
-            )
-        )
-        connection.execute(
-            sql.SQL("GRANT USAGE ON FOREIGN SERVER {} TO {}").format(name, sql.Identifier(local))
-        )
-        done = True
+        if _map(connection, region, local, remote, password):
+            grant_usage = sql.SQL("GRANT USAGE ON FOREIGN SERVER {} TO {}")
+            connection.execute(grant_usage.format(name, sql.Identifier(local)))
+            done = True
     return done
+
+
+def _map(
+    connection: psycopg.Connection[Any], region: str, local: str, remote: str, password: str
+) -> bool:
+    """Have a local role go to a region's server as a remote one; return whether it did not."""
+    name = sql.Identifier(region)
+    mapping: Any = connection.execute(
+        "SELECT umoptions FROM pg_user_mappings WHERE srvname = %s AND usename = %s",
+        (region, local),
+    ).fetchone()
+    if mapping and mapping[0] == [f"user={remote}", f"password={password}"]:
+        return False
+    if mapping:
+        connection.execute(
+            sql.SQL("DROP USER MAPPING FOR {} SERVER {}").format(sql.Identifier(local), name)
+        )
+    connection.execute(
+        sql.SQL("CREATE USER MAPPING FOR {} SERVER {} OPTIONS (user {}, password {})").format(
+            sql.Identifier(local), name, sql.Literal(remote), sql.Literal(password)
+        )
+    )
+    return True
+
+
+def let_through(
+    connection: psycopg.Connection[Any],
+    leaves: Sequence[Leaf],
+    schema: str,
+    passwords: Mapping[str, str],
+) -> None:
+    """Let those who come for a region's rows go on to their new home, by foreign tables in schema.
+
+    passwords: {role: password}, of SECRETS. Other nodes' servers point here for some milliseconds
+    more, or until the next run where this one is killed.
+    """
+    for role, password in passwords.items():
+        _map(connection, leaves[0].region, role, role, password)
+        for leaf in leaves:
+            connection.execute(
+                sql.SQL("GRANT {} ON {} TO {}").format(
+                    _rights(role), sql.Identifier(schema, leaf.table), sql.Identifier(role)
+                )
+            )
+
+
+def let_nobody_through(connection: psycopg.Connection[Any], region: str) -> bool:
+    """Have nobody pass by here on the way to a region; return whether anybody could."""
+    found = connection.execute(
+        "SELECT usename FROM pg_user_mappings WHERE srvname = %s AND usename = ANY(%s)",
+        (region, list(SECRETS)),
+    ).fetchall()
+    for (role,) in found:
+        for table in TABLES:
+            connection.execute(
+                sql.SQL("REVOKE ALL ON {} FROM {}").format(
+                    sql.Identifier(region, table), sql.Identifier(role)
+                )
+            )
+        connection.execute(
+            sql.SQL("DROP USER MAPPING FOR {} SERVER {}").format(
+                sql.Identifier(role), sql.Identifier(region)
+            )
+        )
+    return bool(found)
 
 
 def _options(options: Mapping[str, str]) -> sql.Composed:
@@ -221,6 +272,25 @@ def stage(connection: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> None:
     for leaf in leaves:
         for statement in create_foreign(leaf, STAGED.format(region=leaf.region)):
             connection.execute(statement)
+
+
+def make_warm_up(connection: psycopg.Connection[Any], region: str, role: str) -> str:
+    """Return a statement by which a role's session opens its connection to a staged region's home.
+
+    It has a foreign table of its own: the swap need not wait for who is still at it.
+    """
+    schema = sql.Identifier(STAGED.format(region=region))
+    table = sql.Identifier(STAGED.format(region=region), "warm_up")
+    for statement in (
+        sql.SQL(
+            "CREATE FOREIGN TABLE {} (id uuid) SERVER {}"
+            " OPTIONS (schema_name {}, table_name 'test')"
+        ).format(table, sql.Identifier(region), sql.Literal(region)),
+        sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, sql.Identifier(role)),
+        sql.SQL("GRANT SELECT ON {} TO {}").format(table, sql.Identifier(role)),
+    ):
+        connection.execute(statement)
+    return f"SELECT FROM {table.as_string(connection)} LIMIT 0"
 
 
 def unstage(leaf: Leaf) -> sql.Composed:

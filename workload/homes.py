@@ -16,9 +16,9 @@ import psycopg
 from psycopg import sql
 
 from workload import foreign, tls
-from workload.bounds import rebound
 from workload.bulk import in_parallel
 from workload.errors import LabError
+from workload.gates import rebound
 from workload.leaves import TABLES, Leaf, columns_of, leaves_of, parents
 from workload.locks import LOCKS_S, exclusively
 from workload.peers import address_between
@@ -230,6 +230,19 @@ def point_servers(setup: Setup, nodes: Sequence[str] = ()) -> bool:
                 if region != setup.topology.nodes[name]["region"]:
                     options = server_options(setup.topology, name, region)
                     done.append(foreign.ensure_server(connection, region, options, mappings))
+    if not nodes:
+        done.append(_end_detours(setup))
+    return any(done)
+
+
+def _end_detours(setup: Setup) -> bool:
+    """Have nobody pass by the origin to rows that all servers point to; return whether one did."""
+    topology = setup.topology
+    done = []
+    with setup.connect(topology.primaries()[0]) as connection:
+        for region in setup.regions:
+            if region != topology.origin() and topology.primary_of(region):
+                done.append(foreign.let_nobody_through(connection, region))
     return any(done)
 
 

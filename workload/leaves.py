@@ -109,31 +109,33 @@ class Leaf:
         """Return the statements that make its foreign keys; they need the region's other keys."""
         return [self._format(text) for text in _REFERENCES.get(self.table, ())]
 
-    def attach(self) -> sql.Composed:
+    def attach(self, parent: sql.Identifier | None = None) -> sql.Composed:
         """Return the statements that make it a partition, with the bound in the CHECK's place."""
-        text = (
-            "ALTER TABLE {parent} ATTACH PARTITION {leaf} FOR VALUES IN ({countries});"
-            " ALTER TABLE {leaf} DROP CONSTRAINT IF EXISTS home"
-        )
-        return self._format(text)
+        drop = self._format("ALTER TABLE {leaf} DROP CONSTRAINT IF EXISTS home")
+        attach = self.attach_to(parent or self.parent(), self.identifier())
+        return sql.SQL("{}; {}").format(attach, drop)
 
-    def detach(self) -> sql.Composed:
-        """Return the statement that takes it out of its parent."""
-        return self._format("ALTER TABLE {parent} DETACH PARTITION {leaf}")
+    def attach_to(self, parent: sql.Identifier, child: sql.Identifier) -> sql.Composed:
+        """Return the statement that makes a table a partition by its countries."""
+        return sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES IN ({})").format(
+            parent, child, self.country_list()
+        )
 
     def _format(self, text: str) -> sql.Composed:
         return sql.SQL(text).format(
             leaf=self.identifier(),
-            parent=self.parent(),
             customer=sql.Identifier(self.schema, "customer"),
             countries=self.country_list(),
             check=self.check(),
         )
 
 
-def parents(schema: str = "global") -> list[sql.Identifier]:
-    """Return the names of the partitioned tables in the order in which everybody locks them."""
-    return [sql.Identifier(schema, table) for table in LOCK_ORDER]
+def parents() -> list[sql.Composed]:
+    """Return what of the partitioned tables is to be locked, in the order in which everybody does.
+
+    Not what is below them: a change locks the leaf that it is about.
+    """
+    return [sql.SQL("ONLY {}").format(sql.Identifier("global", table)) for table in LOCK_ORDER]
 
 
 def in_lock_order(leaves: Iterable[Leaf]) -> list[sql.Identifier]:

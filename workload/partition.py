@@ -12,13 +12,14 @@ nothing. From that transaction on they are all that there is, and nothing drops 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
 
+from workload import gates
 from workload.bulk import LOAD_SETTINGS, Say, in_parallel, run_all
 from workload.errors import LabError
 from workload.leaves import Leaf, leaves_of
@@ -141,12 +142,17 @@ def is_partitioned(connection: psycopg.Connection[Any]) -> bool:
 
 
 def partition(
-    login: Login, regions: Mapping[str, Sequence[str]], say: Say, timeout_s: float = SWAP_TIMEOUT_S
+    login: Login,
+    regions: Mapping[str, Sequence[str]],
+    say: Say,
+    timeout_s: float = SWAP_TIMEOUT_S,
+    leaving: Collection[str] = (),
 ) -> Partitioned | None:
     """Move the rows of public.customer and public.purchase; return None where that is done already.
 
-    regions: {name: countries}. Raises LabError, with the lab as it was, where customers are in a
-    country of no region, or where the tables cannot be locked in time.
+    regions: {name: countries}; leaving: those that are to leave this node later, and get gates.
+    Raises LabError, with the lab as it was, where customers are in a country of no region, or where
+    the tables cannot be locked in time.
     """
     leaves = leaves_of(regions)
     with connect(login, 10) as connection:
@@ -164,7 +170,7 @@ def partition(
                 raise LabError(
                     f"a long transaction holds a lock on what an earlier run left: {left}"
                 )
-            done = _move(connection, login, leaves, say, timeout_s, started)
+            done = _move(connection, login, leaves, leaving, say, timeout_s, started)
         except (psycopg.Error, LabError) as error:
             reason = describe(error) if isinstance(error, psycopg.Error) else str(error)
             # Its locks would be in the way of the undoing.
@@ -177,14 +183,16 @@ def _move(
     connection: psycopg.Connection[Any],
     login: Login,
     leaves: Sequence[Leaf],
+    leaving: Collection[str],
     say: Say,
     timeout_s: float,
     started: float,
 ) -> Partitioned:
     size_before = _size(connection)
+    gates.build(connection, [leaf for leaf in leaves if leaf.region in leaving])
     for leaf in leaves:
         connection.execute(leaf.create())
-        connection.execute(leaf.attach())
+        gates.put_in(connection, leaf)
     connection.execute(CAPTURE)
     for table, kind in (("customer", "c"), ("purchase", "p")):
         trigger = sql.SQL(TRIGGER).format(table=sql.Identifier(table), kind=sql.Literal(kind))
@@ -315,6 +323,7 @@ def _undo(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s
         connection.execute(DISARM)
     for leaf in reversed(leaves):
         connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(leaf.identifier()))
+        connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(gates.gate_of(leaf)))
     triggers: list[Any] = connection.execute(TRIGGERS).fetchall()
     try:
         for (table,) in triggers:

@@ -30,7 +30,7 @@ CONNECT_S, STATEMENT_S, TIMEOUT_S = 2, 2, 5.0
 #: Bytes that a follower may be behind before that is an illness.
 LAG_BYTES = 64 << 20
 #: Schemas that stand while rows are on their way, and no longer.
-PASSING = ("moving", "retired", "staged", "incoming")
+PASSING = ("retired", "staged", "incoming")
 #: What prepared transactions of moves begin with, and seconds that a move may take.
 MOVE, MOVE_S = "lab_move_", 10.0
 

@@ -24,8 +24,7 @@ SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.rel
 WHERE c.relkind = 'r' AND c.relname = %(table)s AND CASE
   WHEN EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('public.' || %(table)s)
                AND relkind = 'r') THEN n.nspname = 'public'
-  ELSE c.oid IN (SELECT inhrelid FROM pg_inherits
-                 WHERE inhparent = to_regclass('global.' || %(table)s))
+  ELSE c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass('global.' || %(table)s)))
 END
 """
 #: How often each id of the ledger is in a node's own tables: a foreign table's rows are another's.

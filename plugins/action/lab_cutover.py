@@ -7,10 +7,11 @@ none. Fails where an acknowledged write is lost, with everything still there to 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
-from workload.cutover import cut_over, receipt
+from workload.cutover import cut_over, open_gates, receipt
 from workload.errors import LabError
 from workload.homes import Setup, point_servers
 from workload.lab import Lab, read_json, write_atomically
@@ -40,46 +41,52 @@ class ActionModule(LabAction):
         ]
         if dry_run:
             return {"changed": bool(waiting), "receipts": [], "lines": []}
-        receipts, lines = [], []
+        setup = Setup(topology, arguments["password"], regions, arguments["customers_role"])
+        receipts = []
         for region in waiting:
-            done = cut_over(
-                Topology.load(lab),
-                arguments["password"],
-                region,
-                regions,
-                arguments["customers_role"],
-                self.say,
-                arguments["timeout_s"],
-            )
-            topology = Topology.load(lab)
-            # The others' servers went to the origin for these rows until now.
-            point_servers(
-                Setup(topology, arguments["password"], regions, arguments["customers_role"])
-            )
-            if done is None:
-                continue
-            verdicts = verify(topology, arguments["password"])
-            lost = sum(verdict.lost for verdict in verdicts)
-            doubled = sum(verdict.doubled for verdict in verdicts)
-            acknowledged = sum(verdict.acknowledged for verdict in verdicts)
-            copied = read_json(lab.home / "reports" / "replicas.json").get(
-                str(topology.primary_of(region)), {}
-            )
-            found = receipt(done, copied, acknowledged, lost, doubled)
+            found = self._cut_over(replace(setup, topology=Topology.load(lab)), region, arguments)
+            if found:
+                receipts.append(found)
+        # Nobody has long transactions on the origin any more but those who are at home there.
+        pause_ms = open_gates(replace(setup, topology=Topology.load(lab)), self.say)
+        for found in receipts:
+            found["others_pause_ms"] = max(found["others_pause_ms"], pause_ms)
             _save(lab, found)
-            if lost or doubled:
-                raise LabError(
-                    f"{region} is at home on its own node, and of {acknowledged:,} acknowledged"
-                    f" writes {lost:,} are lost and {doubled:,} doubled: make verify names some"
-                )
-            receipts.append(found)
-            lines.append(
-                f"{region} is at home on {topology.primary_of(region)}: {done.rows:,} rows, its"
-                f" customers could not write for {done.write_pause_ms:.0f} ms (RTT"
-                f" {done.rtt_ms:g} ms), others for {done.others_pause_ms:.0f} ms; 0 of"
-                f" {acknowledged:,} acknowledged writes lost"
+        lines = [
+            f"{found['region']} is at home on its own node: {found['rows']:,} rows, its customers"
+            f" could not write for {found['write_pause_ms']:.0f} ms (RTT {found['rtt_ms']:g} ms),"
+            f" others for {found['others_pause_ms']:.0f} ms; 0 of {found['acknowledged']:,}"
+            " acknowledged writes lost"
+            for found in receipts
+        ]
+        return {"changed": bool(waiting or pause_ms), "receipts": receipts, "lines": lines}
+
+    def _cut_over(
+        self, setup: Setup, region: str, arguments: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Cut over a region; return its receipt, or None where it was at home already."""
+        lab = setup.topology.lab
+        done = cut_over(setup, region, self.say, arguments["timeout_s"])
+        topology = Topology.load(lab)
+        # The others' servers went to the origin for these rows until now.
+        point_servers(replace(setup, topology=topology))
+        if done is None:
+            return None
+        verdicts = verify(topology, setup.password)
+        lost = sum(verdict.lost for verdict in verdicts)
+        doubled = sum(verdict.doubled for verdict in verdicts)
+        acknowledged = sum(verdict.acknowledged for verdict in verdicts)
+        copied = read_json(lab.home / "reports" / "replicas.json").get(
+            str(topology.primary_of(region)), {}
+        )
+        found = receipt(done, copied, acknowledged, lost, doubled)
+        _save(lab, found)
+        if lost or doubled:
+            raise LabError(
+                f"{region} is at home on its own node, and of {acknowledged:,} acknowledged"
+                f" writes {lost:,} are lost and {doubled:,} doubled: make verify names some"
             )
-        return {"changed": bool(waiting), "receipts": receipts, "lines": lines}
+        return found
 
 
 def _save(lab: Lab, found: dict[str, Any]) -> None:

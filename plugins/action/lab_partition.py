@@ -14,6 +14,7 @@ from workload.control import LOGIN, LabAction, countries_of, lab_of
 from workload.lab import write_atomically
 from workload.partition import is_partitioned, partition
 from workload.sql import Login, connect
+from workload.topology import Topology
 
 
 class ActionModule(LabAction):
@@ -36,7 +37,8 @@ class ActionModule(LabAction):
             with connect(login) as connection:
                 return {"changed": not is_partitioned(connection), "line": ""}
         regions = countries_of(arguments)
-        done = partition(login, regions, self.say, arguments["timeout_s"])
+        leaving = set(regions) - {Topology.load(lab).origin()}
+        done = partition(login, regions, self.say, arguments["timeout_s"], leaving)
         if done is None:
             return {"changed": False, "line": ""}
         write_atomically(

@@ -123,8 +123,8 @@ def check_teardown(clone: Clone, **environ: str) -> None:
     assert clone.processes() == []
 
 
-def test_without_an_engine(folder: Path) -> None:
-    clone = Clone(folder)
+def test_without_an_engine_as_an_ordinary_user(folder: Path) -> None:
+    clone = Clone(folder, user="nobody" if os.geteuid() == 0 else None)
     try:
         said = check_demo(clone, DOCKER_HOST=NO_ENGINE)
         assert "embedded runtime: no Docker engine answers" in said
@@ -141,17 +141,6 @@ def test_without_an_engine(folder: Path) -> None:
             check=True,
         )
         assert psql.stdout == "t\n"
-        check_teardown(clone, DOCKER_HOST=NO_ENGINE)
-    finally:
-        remove(clone.lab)
-
-
-def test_as_an_ordinary_user(folder: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("the other tests run as an ordinary user already")
-    clone = Clone(folder, user="nobody")
-    try:
-        check_demo(clone, DOCKER_HOST=NO_ENGINE)
         check_teardown(clone, DOCKER_HOST=NO_ENGINE)
     finally:
         remove(clone.lab)

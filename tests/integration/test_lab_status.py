@@ -104,9 +104,9 @@ def test_links_and_the_relay(world: LabUnderTest) -> None:
 
 
 def test_what_a_killed_run_left(world: LabUnderTest) -> None:
-    world.query("CREATE SCHEMA moving_us")
-    assert "schema moving_us on eu is left of a run" in status(world)[1]
-    world.query("DROP SCHEMA moving_us")
+    world.query("CREATE SCHEMA retired_us")
+    assert "schema retired_us on eu is left of a run" in status(world)[1]
+    world.query("DROP SCHEMA retired_us")
     world.query("BEGIN; CREATE SCHEMA mine; PREPARE TRANSACTION 'half'")
     code, said = status(world)
     world.query("ROLLBACK PREPARED 'half'")

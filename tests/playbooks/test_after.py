@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, Play, eventually
 from tests.fixtures.traffic import acknowledged, experience, lost, play_traffic, traffic
+from workload import cutover
 from workload.audit import canaries
 from workload.audit.places import Where
 from workload.audit.run import audit
@@ -58,6 +59,7 @@ class Writer:
 
     lab: LabUnderTest
     region: str
+    domain: str
     #: Beginning and milliseconds of each insert.
     took: list[tuple[float, float]] = field(default_factory=list)
     emails: list[str] = field(default_factory=list)
@@ -68,8 +70,9 @@ class Writer:
         """Insert until stopped; warm up where the topology asks for it, as customers do."""
         warm = ""
         with session(self.lab, application_name=f"customers of {self.region}") as connection:
-            while not self.stop.wait(0.005):
-                email = f"{self.region}{len(self.emails)}@writer.example"
+            # Whose rows are far away now leaves the others time in which nobody has a lock.
+            while not self.stop.wait(0.005 + 2 * (self.took[-1][1] / 1e3 if self.took else 0)):
+                email = f"{self.region}{len(self.emails)}@{self.domain}"
                 try:
                     wanted = Topology.load(self.lab.lab).region(self.region).warm_up
                     if wanted not in ("", warm):
@@ -84,18 +87,52 @@ class Writer:
                     return
 
 
+@dataclass
+class Reader:
+    """A session on one region's node that reads another region's rows now and then.
+
+    Not all the time: each of its transactions holds locks on eu for some round trips.
+    """
+
+    lab: LabUnderTest
+    node: str
+    region: str
+    looks: int = 0
+    errors: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Read until stopped."""
+        statement = "SELECT email FROM global.customer WHERE country = %s LIMIT 1"
+        with session(self.lab, self.node) as connection:
+            while not self.stop.wait(0.7):
+                try:
+                    connection.execute(statement, (HOMES[self.region],)).fetchall()
+                    self.looks += 1
+                except psycopg.Error as error:
+                    self.errors.append(str(error))
+                    return
+
+
 @contextmanager
-def writers(lab: LabUnderTest) -> Iterator[dict[str, Writer]]:
-    """Have a writer for each region for the time of the block."""
-    found = {region: Writer(lab, region) for region in HOMES}
-    threads = [threading.Thread(target=writer.run) for writer in found.values()]
+def writers(lab: LabUnderTest, domain: str) -> Iterator[dict[str, Writer]]:
+    """Have a writer for each region for the time of the block, with e-mails in a domain."""
+    found = {region: Writer(lab, region, domain) for region in HOMES}
+    with at_work(found.values()):
+        yield found
+
+
+@contextmanager
+def at_work(sessions: Collection[Writer | Reader]) -> Iterator[None]:
+    """Have sessions do their work for the time of the block."""
+    threads = [threading.Thread(target=found.run) for found in sessions]
     for thread in threads:
         thread.start()
     try:
-        yield found
+        yield
     finally:
-        for writer in found.values():
-            writer.stop.set()
+        for found in sessions:
+            found.stop.set()
         for thread in threads:
             thread.join(30)
 
@@ -145,8 +182,7 @@ def kinds(lab: LabUnderTest, node: str) -> dict[str, str]:
     rows = lab.query(
         "SELECT n.nspname || '.' || c.relname, c.relkind::text FROM pg_inherits i"
         " JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " JOIN pg_class p ON p.oid = i.inhparent"
-        " WHERE p.relnamespace = 'global'::regnamespace AND p.relkind = 'p'",
+        " WHERE c.relkind <> 'p' AND n.nspname IN ('eu', 'us', 'jp')",
         NODES[node],
     )
     return dict(rows)
@@ -156,7 +192,6 @@ def assert_not_begun(lab: LabUnderTest, region: str) -> None:
     """Assert that a region's rows are where they were, and that customers can write them."""
     found = kinds(lab, "eu")
     assert {found[f"{region}.{table}"] for table in TABLES} == {"r"}
-    assert lab.query(f"SELECT to_regnamespace('moving_{region}')") == [(None,)]
     topology = Topology.load(lab.lab)
     assert topology.primary_of(region) is None
     assert topology.region(region).warm_up == ""
@@ -174,6 +209,7 @@ class After:
     lab: LabUnderTest
     play: Play
     writers: dict[str, Writer]
+    readers: list[Reader]
 
     def receipt(self, region: str) -> dict[str, Any]:
         """Return a region's row of cutover.json."""
@@ -204,12 +240,16 @@ def after(sharded: LabUnderTest) -> After:
     """Return the lab in phase after; nobody failed while it went there."""
     if Topology.load(sharded.lab).primary_of("us"):
         pytest.fail("the region is at home already")
-    with customers(sharded), writers(sharded) as found:
+    readers = [
+        Reader(sharded, "jp", "us"),
+        Reader(sharded, "us", "jp"),
+    ]
+    with customers(sharded), writers(sharded, "writer.example") as found, at_work(readers):
         connected = "SELECT count(*) >= 50 FROM pg_stat_activity WHERE usename = 'customers'"
         eventually(lambda: sharded.query(connected)[0][0])
         play = sharded.play_ok("after")
         time.sleep(2)
-    return After(sharded, play, found)
+    return After(sharded, play, found, readers)
 
 
 # -- before it: what is given up -----------------------------------------------------------------
@@ -259,6 +299,50 @@ def test_gives_up_where_the_last_rows_do_not_arrive(sharded: LabUnderTest, state
     assert_not_begun(sharded, "us")
 
 
+#: True while the swap has its locks: it has entered, and made the schema for what it takes out.
+SWAPPING = (
+    "SELECT to_regnamespace('retired_us') IS NOT NULL AND EXISTS (SELECT FROM pg_locks"
+    " WHERE relation = to_regclass('gate_us.customer') AND mode = 'AccessExclusiveLock'"
+    " AND granted)"
+)
+
+
+def test_link_that_is_cut_inside_the_swap_holds_nobody_for_long(sharded: LabUnderTest) -> None:
+    """The locks are let go at once, try after try, until the run gives up."""
+    lab = sharded.lab
+    rtt_ms = RTTS_MS["us"]
+    operator = psycopg.connect(sharded.login().conninfo(), autocommit=True)
+    with closing(operator) as looking, writers(sharded, "cut.example") as found:
+        run = subprocess.Popen(
+            sharded.command("after", "-e", "cutover_timeout_s=3"), cwd=CHECKOUT,
+            env=sharded.environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while looking.execute(SWAPPING).fetchone() != (True,):
+            assert run.poll() is None, run.communicate()
+            assert time.monotonic() < deadline
+        began = time.perf_counter()
+        control.set_state(lab, "us-eu", "cut")
+        try:
+            _, said = run.communicate(timeout=90)
+        finally:
+            control.set_state(lab, "us-eu", "up")
+    assert run.returncode != 0
+    assert "cut-over of us" in said
+    assert_not_begun(sharded, "us")
+    for region, writer in found.items():
+        assert writer.errors == []
+        waited = [ms for at, ms in writer.took if at + ms / 1e3 > began]
+        assert waited
+        # A round trip and what is allowed beyond it, then one more in which an answer may come.
+        longest = 2 * rtt_ms + cutover.SLACK_MS if region == "us" else 0
+        assert max(waited) < longest + 100 + NOISE_MS, region
+        emails = sharded.query(
+            f"SELECT count(*) FROM global.customer WHERE email LIKE '{region}%@cut.example'"
+        )
+        assert emails == [(len(writer.emails),)]
+
+
 # -- the cut-over --------------------------------------------------------------------------------
 
 
@@ -273,6 +357,9 @@ def test_nobody_failed_and_nothing_is_lost_or_doubled(after: After) -> None:
             NODES[region],
         )
         assert rows == different == len(writer.emails) > 100
+    for reader in after.readers:
+        assert reader.errors == []
+        assert reader.looks > 5
     assert acknowledged(lab) > 0
     rows = experience(lab, "after")
     assert rows["jp", "basket"]["requests"] > 0
@@ -383,6 +470,11 @@ def test_foreign_sessions_use_tls_with_few_rights(after: After) -> None:
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement.encode())
+    # Who came to the origin for rows that were leaving went on from there; nobody does any more.
+    assert lab.query(
+        "SELECT count(*) FROM pg_user_mappings WHERE usename IN ('foreign_customers',"
+        " 'foreign_operator')"
+    ) == [(0,)]
     # Customers see no password of the next hop.
     with closing(session(lab, "us")) as connection:
         row = connection.execute(
@@ -553,6 +645,19 @@ def test_residency_holds_after_maintenance_sorts_and_errors(after: After) -> Non
                     with pytest.raises(psycopg.Error):
                         connection.execute(statement.encode())
     assert strays(lab) == {}
+
+
+def test_residency_holds_after_an_hours_traffic(after: After) -> None:
+    """As many operations as the thirty customers of a demo make in an hour, one a second each."""
+    hour, done, deadline = 30 * 3600, 0, time.monotonic() + 300
+    while done < hour:
+        assert time.monotonic() < deadline, f"{done:,} operations"
+        play_traffic(after.lab, 15, users=30, LAB_THINK_TIME="0")
+        rows = experience(after.lab, "after").values()
+        done += sum(row["requests"] for row in rows)
+        assert {row["failures"] for row in rows} == {0}
+    assert_whole(after.lab)
+    assert_held(after.lab)
 
 
 def test_planted_violations_are_found(after: After) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 SEED = int(os.environ.get("LAB_TEST_SEED") or 20261124)
 #: What the catalogue of eu says at a moment of the phase.
-ENTERED = "SELECT to_regnamespace('moving_us') IS NOT NULL"
+ENTERED = "SELECT to_regnamespace('retired_us') IS NOT NULL"
 SWAPPED = (
     "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('us.customer') AND relkind = 'f')"
 )
@@ -68,7 +68,7 @@ def test_killed_runs_and_servers_converge(new_lab: Callable[..., LabUnderTest]) 
                 run = lab.start("after")
                 if reach(
                     lab,
-                    "SELECT to_regnamespace('moving_jp') IS NOT NULL",
+                    "SELECT to_regnamespace('retired_jp') IS NOT NULL",
                     lambda run=run: run.poll() is not None,  # type: ignore[misc]
                 ):
                     time.sleep(moments.uniform(0, 0.3))

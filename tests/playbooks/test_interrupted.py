@@ -138,10 +138,9 @@ def test_two_networks_of_one_name_become_one(docker_lab: LabUnderTest, is_runnin
     if is_running:
         docker_lab.play_ok("before")
     for _ in range(1 if is_running else 2):
-        try:
+        # Engines of today refuse the second one themselves.
+        with contextlib.suppress(docker.errors.APIError):
             networks.create(name, labels=docker_lab.lab.labels, check_duplicate=False)
-        except docker.errors.APIError as error:
-            pytest.skip(f"this engine refuses that itself: {error}")
     docker_lab.play_ok("before")
     assert len(networks.list(names=[name])) == 1
     assert_whole(docker_lab)

@@ -30,6 +30,8 @@ OLD_STATEMENTS = {
     "join_them": "(uuid) AS SELECT c.email, sum(p.amount) FROM customer c"
     " JOIN purchase p ON p.customer_id = c.id WHERE c.id = $1 GROUP BY 1",
 }
+#: Where the runtime makes no difference, or another file plays it with Docker.
+EMBEDDED_ALONE = pytest.mark.parametrize("runtime", ["embedded"], indirect=True)
 
 
 @dataclass
@@ -178,9 +180,8 @@ def test_second_run_changes_nothing(sharded: Sharded) -> None:
     assert "past expand_world: nothing to do" in " ".join(earlier.output.split())
 
 
+@EMBEDDED_ALONE
 def test_customers_look_near_and_write_far(sharded: Sharded) -> None:
-    if sharded.lab.runtime == "docker":
-        pytest.skip("the WAN and the customers are the same in both runtimes")
     play_traffic(sharded.lab, seconds=5)
     rows = experience(sharded.lab, "shard")
     for region, rtt_ms in (("us", 80), ("jp", 230)):
@@ -264,11 +265,10 @@ def test_difference_is_named(sharded: Sharded) -> None:
     assert_verified(lab)
 
 
+@EMBEDDED_ALONE
 def test_replicas_come_back_after_a_fail_over(sharded: Sharded) -> None:
     """The replicas' slots are on the primary that is lost."""
     lab = sharded.lab
-    if lab.runtime == "docker":
-        pytest.skip("tests/playbooks/test_expand_eu.py fails over with Docker, at length")
     with traffic(lab, 120, users=20):
         lab.kill_server("eu", "eu_db")
         lab.play_ok("failover")

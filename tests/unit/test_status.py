@@ -135,8 +135,8 @@ def test_a_replica_whose_subscription_is_off() -> None:
 
 def test_what_a_killed_run_left_is_named_with_what_ends_it() -> None:
     found = lab("shard")
-    left = {**found.nodes, "eu": replace(found.nodes["eu"], schemas=["moving_us"])}
-    assert "schema moving_us on eu" in wrong(replace(found, nodes=left))
+    left = {**found.nodes, "eu": replace(found.nodes["eu"], schemas=["retired_us"])}
+    assert "schema retired_us on eu" in wrong(replace(found, nodes=left))
     assert wrong(replace(found, nodes=left)).endswith("make after")
     busy = {**left, "us": replace(found.nodes["us"], at_work=True)}
     # What a run at work has made for the time being is no left-over.

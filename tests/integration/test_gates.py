@@ -1,4 +1,4 @@
-"""Leaves and their bounds on a real server: what is read, what is refused, what is left."""
+"""Leaves, bounds and gates on a real server: what is read, what is refused, what is left."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import jinja2
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.integration.conftest import PASSWORD
-from workload.bounds import prove, rebound, settle
+from workload.bounds import prove, settle
+from workload.gates import gate_of, put_in, put_up, rebound, take_down, take_out
 from workload.leaves import TABLES, Leaf, leaves_of
 from workload.runtime.embedded import EmbeddedServer
 from workload.sql import Login
@@ -30,9 +32,8 @@ def connection(server: EmbeddedServer) -> Iterator[psycopg.Connection[Any]]:
     """Return a connection to a node with the sharded schema and all leaves, empty."""
     login = Login("127.0.0.1", server.port, "postgres", PASSWORD)
     with psycopg.connect(login.conninfo(), autocommit=True) as made:
-        made.execute(
-            "DROP SCHEMA IF EXISTS global, lab, eu, us CASCADE; SET client_min_messages = debug1"
-        )
+        made.execute("DROP SCHEMA IF EXISTS global, lab, eu, us, gate_us CASCADE")
+        made.execute("SET client_min_messages = debug1")
         schema = jinja2.Template(SCHEMA.read_text(), trim_blocks=True).render(
             shards_regions={name: {"countries": found} for name, found in KNOWN.items()},
             shards_default_country="uk",
@@ -68,8 +69,8 @@ def attach_again(connection: psycopg.Connection[Any], leaves: Sequence[Leaf]) ->
 
     connection.add_notice_handler(listen)
     for leaf in leaves:
-        connection.execute(leaf.detach())
-        connection.execute(leaf.attach())
+        take_out(connection, leaf)
+        put_in(connection, leaf)
     connection.remove_notice_handler(listen)
     return [line for line in said if "implied by existing constraints" in line]
 
@@ -104,14 +105,57 @@ def test_leaf_refuses_strangers_by_itself(
     with pytest.raises(psycopg.errors.CheckViolation, match="partition constraint"):
         connection.execute(INSERT, (country,))
     prove(connection, us, 5)
-    connection.execute(us[0].detach())
+    take_out(connection, us[0])
     with pytest.raises(psycopg.errors.CheckViolation, match='"home"'):
         connection.execute(INSERT, (country,))
     for own in REGIONS["us"]:
         connection.execute(INSERT, (own,))
 
 
-def test_country_comes_and_goes(connection: psycopg.Connection[Any], us: list[Leaf]) -> None:
+def parent_of(connection: psycopg.Connection[Any], leaf: Leaf) -> str | None:
+    row = connection.execute(
+        "SELECT inhparent::regclass::text FROM pg_inherits WHERE inhrelid = %s::regclass",
+        (leaf.identifier().as_string(connection),),
+    ).fetchone()
+    return row[0] if row else None
+
+
+def test_gates_go_up_and_down_from_anywhere(
+    connection: psycopg.Connection[Any], us: list[Leaf]
+) -> None:
+    connection.execute(INSERT, ("us",))
+    assert take_down(connection, us, 5) == 0
+    for _ in range(2):
+        put_up(connection, us, 5)
+        assert [parent_of(connection, leaf) for leaf in us] == [
+            f"gate_us.{table}" for table in TABLES
+        ]
+        assert [checks(connection, leaf) for leaf in us] == [set()] * 3
+    assert put_up(connection, us, 5) == 0
+    # A run that was killed left one of them out, and one without its gate.
+    take_out(connection, us[0])
+    take_out(connection, us[1])
+    connection.execute(sql.SQL("DROP TABLE {}").format(gate_of(us[1])))
+    put_up(connection, us, 5)
+    connection.execute("INSERT INTO global.customer (email, country) VALUES ('b', 'mx')")
+    take_out(connection, us[2])
+    for _ in range(2):
+        take_down(connection, us, 5)
+        assert [parent_of(connection, leaf) for leaf in us] == [
+            f"global.{table}" for table in TABLES
+        ]
+    row = connection.execute(
+        "SELECT count(*), to_regnamespace('gate_us') IS NULL FROM global.customer"
+    ).fetchone()
+    assert row == (2, True)
+
+
+@pytest.mark.parametrize("has_gates", [False, True])
+def test_country_comes_and_goes(
+    connection: psycopg.Connection[Any], us: list[Leaf], has_gates: bool
+) -> None:
+    if has_gates:
+        put_up(connection, us, 5)
     grown = leaves_of(KNOWN)
     with pytest.raises(psycopg.errors.CheckViolation):
         connection.execute(INSERT, ("br",))
@@ -133,7 +177,7 @@ def test_country_comes_and_goes(connection: psycopg.Connection[Any], us: list[Le
 def test_proof_of_a_leaf_with_a_stranger_is_refused(
     connection: psycopg.Connection[Any], us: list[Leaf]
 ) -> None:
-    connection.execute(us[0].detach())
+    take_out(connection, us[0])
     connection.execute(INSERT, ("uk",))
     with pytest.raises(psycopg.errors.CheckViolation, match='"home"'):
         prove(connection, us, 5)

@@ -1,0 +1,174 @@
+"""Gates: on the origin, a partitioned table between each parent and a region's leaf.
+
+    global.customer -> gate_us.customer -> us.customer
+
+DETACH locks the parent that it takes something from against everybody. A leaf right below
+global.customer could only be taken out in a moment in which no customer of any region has a
+transaction open there; below a gate, only those of its own region matter. So gates stand from when
+rows are partitioned until no region is to leave the origin any more. Then they go, at the first
+moment for it, since each level takes a planner's time.
+
+What is done here is right from any state that a killed run leaves: it looks at the catalogue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from workload.bounds import prove, settle
+from workload.leaves import LOCK_ORDER, Leaf, parents
+from workload.locks import exclusively
+
+GATE = "gate_{region}"
+_BOUND = """
+SELECT pg_get_expr(c.relpartbound, c.oid), c.relkind::text
+FROM pg_class c WHERE c.oid = to_regclass(%s) AND c.relispartition
+"""
+
+
+def gate_of(leaf: Leaf) -> sql.Identifier:
+    """Return the name of a leaf's gate."""
+    return sql.Identifier(GATE.format(region=leaf.region), leaf.table)
+
+
+def stands(connection: psycopg.Connection[Any], leaf: Leaf) -> bool:
+    """Tell whether a leaf has a gate, be it below it or not."""
+    name = gate_of(leaf).as_string(connection)
+    row: Any = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (name,)).fetchone()
+    return bool(row[0])
+
+
+def build(connection: psycopg.Connection[Any], leaves: Iterable[Leaf]) -> None:
+    """Make the gates of leaves that have none, with nothing below them."""
+    for leaf in leaves:
+        schema = sql.Identifier(GATE.format(region=leaf.region))
+        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
+        connection.execute(
+            sql.SQL(
+                "CREATE TABLE IF NOT EXISTS {} (LIKE {} INCLUDING DEFAULTS)"
+                " PARTITION BY LIST (country)"
+            ).format(gate_of(leaf), leaf.parent())
+        )
+        # Inherited ones would be made from the foreign rows that are below it in the end.
+        for column in leaf.columns:
+            connection.execute(
+                sql.SQL("ALTER TABLE ONLY {} ALTER {} SET STATISTICS 0").format(
+                    gate_of(leaf), sql.Identifier(column)
+                )
+            )
+
+
+def take_out(connection: psycopg.Connection[Any], leaf: Leaf) -> None:
+    """Take a leaf out of its parent, and its gate too where there is one."""
+    gate = gate_of(leaf)
+    for child, parent in (
+        (leaf.identifier(), gate),
+        (gate, leaf.parent()),
+        (leaf.identifier(), leaf.parent()),
+    ):
+        if _is_below(connection, child, parent):
+            statement = sql.SQL("ALTER TABLE {} DETACH PARTITION {}")
+            connection.execute(statement.format(parent, child))
+
+
+def put_in(connection: psycopg.Connection[Any], leaf: Leaf) -> None:
+    """Make a leaf that was taken out a partition of its parent, by its gate where there is one."""
+    if stands(connection, leaf):
+        # The empty gate first: what is below it would be asked for a proof a second time.
+        connection.execute(leaf.attach_to(leaf.parent(), gate_of(leaf)))
+        connection.execute(leaf.attach(gate_of(leaf)))
+    else:
+        connection.execute(leaf.attach())
+
+
+def put_up(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> float:
+    """Have a region's leaves below gates; return the pause of all writers in ms.
+
+    Raises LabError where there is no moment for it in time; nothing is changed then.
+    """
+    if all(_is_below(connection, leaf.identifier(), gate_of(leaf)) for leaf in leaves):
+        settle(connection, leaves, timeout_s)
+        return 0.0
+    build(connection, leaves)
+    proof_ms = prove(connection, leaves, timeout_s)
+
+    def work() -> None:
+        for leaf in leaves:
+            take_out(connection, leaf)
+            put_in(connection, leaf)
+
+    return max(proof_ms, exclusively(connection, parents(), work, timeout_s)[0])
+
+
+def take_down(
+    connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float
+) -> float:
+    """Have what is below regions' gates right below the parents; return all writers' pause in ms.
+
+    Raises LabError where there is no moment for it in time; nothing is changed then.
+    """
+    gated = [leaf for leaf in leaves if stands(connection, leaf)]
+    if not gated:
+        return 0.0
+
+    def work() -> None:
+        for leaf in gated:
+            take_out(connection, leaf)
+        for region in dict.fromkeys(leaf.region for leaf in gated):
+            schema = sql.Identifier(GATE.format(region=region))
+            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
+        for leaf in gated:
+            put_in(connection, leaf)
+
+    return exclusively(connection, parents(), work, timeout_s)[0]
+
+
+def rebound(
+    connection: psycopg.Connection[Any], leaves: Sequence[Leaf], kind: str, timeout_s: float
+) -> bool:
+    """Give a node's leaves of a kind (r, f) the bounds that they are to have; return whether so.
+
+    Raises LabError where a moment without long transactions does not come in time, and psycopg's
+    CheckViolation where a leaf has rows of another country; nothing is changed then.
+    """
+    changed = []
+    for leaf in leaves:
+        row = connection.execute(_BOUND, (leaf.identifier().as_string(connection),)).fetchone()
+        if row and row[1] == kind and set(re.findall(r"'([^']*)'", row[0])) != set(leaf.countries):
+            changed.append(leaf)
+    if not changed:
+        return False
+
+    def swap() -> None:
+        # All out before any comes in: a country may go from one leaf to another.
+        for leaf in changed:
+            take_out(connection, leaf)
+        for leaf in changed:
+            put_in(connection, leaf)
+
+    if kind == "r":
+        prove(connection, changed, timeout_s)
+    exclusively(connection, parents(), swap, timeout_s)
+    return True
+
+
+def locks(leaves: Sequence[Leaf]) -> list[sql.Identifier]:
+    """Return a region's gates in the order in which everybody locks the tables below them."""
+    return [gate_of(leaf) for leaf in sorted(leaves, key=lambda leaf: LOCK_ORDER.index(leaf.table))]
+
+
+def _is_below(
+    connection: psycopg.Connection[Any], child: sql.Identifier, parent: sql.Identifier
+) -> bool:
+    names = (child.as_string(connection), parent.as_string(connection))
+    row = connection.execute(
+        "SELECT 1 FROM pg_inherits WHERE inhrelid = to_regclass(%s)"
+        " AND inhparent = to_regclass(%s)",
+        names,
+    ).fetchone()
+    return row is not None
