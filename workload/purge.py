@@ -58,11 +58,15 @@ def purge(topology: Topology, password: str, regions: Mapping[str, Sequence[str]
         if topology.primary_of(region) is None:
             raise LabError(f"region {region} is not at home on its own node: nothing is purged")
     removed: list[str] = []
+    # A run that was killed may have removed all that there is to see, and scrubbed nothing.
+    due = topology.lab.home / "to_scrub"
+    is_due = due.exists() or topology.phase != "after"
+    due.touch()
 
     def job(node: str) -> None:
         try:
             removed.extend(
-                f"{node}: {what}" for what in _purge_node(topology, password, node, regions)
+                f"{node}: {what}" for what in _purge_node(topology, password, node, regions, is_due)
             )
         except psycopg.Error as error:
             raise LabError(f"{node}: {describe(error)}") from None
@@ -71,17 +75,22 @@ def purge(topology: Topology, password: str, regions: Mapping[str, Sequence[str]
     # Subscribers first: a subscription of theirs would look for its slot for ever.
     for node in [*primaries[1:], primaries[0]]:
         job(node)
-    if removed or topology.phase != "after":
+    if removed or is_due:
 
         def scrub(node: str) -> Callable[[], None]:
             return lambda: drop_old_wal(topology, password, node)
 
         in_parallel([scrub(node) for node in primaries])
+    due.unlink()
     return removed
 
 
 def _purge_node(
-    topology: Topology, password: str, node: str, regions: Mapping[str, Sequence[str]]
+    topology: Topology,
+    password: str,
+    node: str,
+    regions: Mapping[str, Sequence[str]],
+    is_due: bool,
 ) -> list[str]:
     removed = []
     with connect(topology.operator_login(node, password), 10) as connection:
@@ -105,8 +114,7 @@ def _purge_node(
                     drop = sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name))
                     connection.execute(drop)
                     removed.append(f"schema {name}")
-        # Not in its phase yet: a run that was killed may have removed all that there is to see.
-        if removed or topology.phase != "after":
+        if removed or is_due:
             clean_statistics(connection)
             for leaf in leaves_of(regions):
                 if relkind(connection, leaf) == "r":

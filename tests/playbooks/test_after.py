@@ -690,6 +690,17 @@ def test_planted_violations_are_found(after: After) -> None:
             connection.execute("DROP TABLE scratch")
 
 
+def test_purge_that_was_killed_is_finished(after: After) -> None:
+    """What was planted is gone by its table, as copies are, and its traces are not scrubbed yet."""
+    lab = after.lab
+    assert {"wal", "statistics"} <= set(strays(lab)["us"]["eu"])
+    (lab.lab.home / "to_scrub").touch()
+    lab.play_ok("after")
+    assert not (lab.lab.home / "to_scrub").exists()
+    # A log is no copy of the lab's making: it keeps the line that the test wrote.
+    assert set(strays(lab)["us"]["eu"]) == {"log"}
+
+
 def test_foreign_servers_follow_a_failover(after: After) -> None:
     lab = after.lab
     with traffic(lab, 120, users=30):
