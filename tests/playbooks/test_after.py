@@ -723,7 +723,10 @@ def test_foreign_servers_follow_a_failover(after: After) -> None:
 # -- other roads ---------------------------------------------------------------------------------
 
 
-def test_straight_from_expand_world_under_traffic(lab: LabUnderTest) -> None:
+# Embedded, test_after_interrupted.py goes that way.
+@pytest.mark.docker
+def test_straight_from_expand_world_under_traffic(docker_lab: LabUnderTest) -> None:
+    lab = docker_lab
     for phase in ("before", "expand_eu", "expand_world"):
         lab.play_ok(phase)
     with customers(lab):
