@@ -1,7 +1,4 @@
-"""What life with every region at home costs, and the way there.
-
-BENCH_CUSTOMERS says for how many customers rows are moved, each with three purchases.
-"""
+"""What life with every region at home costs, and the way there."""
 
 from __future__ import annotations
 
@@ -17,22 +14,11 @@ from typing import Any
 
 from psycopg import sql
 
+from bench.copies import PASSWORD, ROUNDS, SCHEMA, SLOT, USERS, count, empty, release, seed
 from bench.labs import BenchLab, bench_lab
-from bench.rows import Row
-from bench.sharding import (
-    CUSTOMERS,
-    PASSWORD,
-    PURCHASES_EACH,
-    ROUNDS,
-    SCHEMA,
-    SLOT,
-    _count,
-    _customers,
-    _empty,
-    _release,
-    _timed,
-)
+from bench.rows import Row, timed
 from workload import replicas
+from workload.bulk import Part, pump
 from workload.leaves import Leaf, leaves_of
 from workload.runtime.embedded import find_bin_dir
 from workload.sql import Login, connect
@@ -69,12 +55,11 @@ def rows() -> Iterator[Row]:
         for phase in ("before", "expand_eu", "expand_world"):
             lab.play(phase)
         world = _p50(lab, "expand_world")
-        seed = (f"--customers={CUSTOMERS}", f"--purchases-each={PURCHASES_EACH}")
-        lab.run(*WORKLOAD, "seed", *seed)
+        seed(lab)
         lab.play("shard")
         yield from _move(lab)
     with bench_lab("embedded") as lab:
-        took = _timed(lambda: lab.play("site"))
+        took = timed(lambda: lab.play("site"))
         yield Row("site.yml, cold lab, embedded", took, "s", 150, "lower")
         yield from _at_home(_p50(lab, "after"), world)
         yield from _local(lab)
@@ -165,11 +150,11 @@ def _move(lab: BenchLab) -> Iterator[Row]:
     target = topology.operator_login(HOME, PASSWORD)
     across = replicas.across_the_wan(topology, target, HOME)
     leaves = leaves_of(topology.countries(), schema=SCHEMA)
-    _release(source, target, HOME)
+    release(source, target, HOME)
     ours, raw = [], []
-    with _customers(lab):
+    with lab.customers(USERS):
         for _ in range(ROUNDS):
-            _empty(target, leaves)
+            empty(target, leaves)
             # The rows that the copy counts itself: there are more each second.
             ours.append(
                 replicas.load(source, target, across, SLOT, leaves, lambda line: None).rows_per_s
@@ -177,10 +162,10 @@ def _move(lab: BenchLab) -> Iterator[Row]:
             with connect(source) as connection:
                 connection.autocommit = True
                 replicas.drop_slot(connection, SLOT)
-            _empty(target, leaves)
-            took = _timed(lambda: _pipe(source, target, across, leaves))
-            raw.append(_count(target, leaves, at_home=False) / took)
-        _empty(target, leaves)
+            empty(target, leaves)
+            took = timed(lambda: _pipe(source, target, across, leaves))
+            raw.append(count(target, leaves, at_home=False) / took)
+        empty(target, leaves)
         plain = _insert_select(source, target, across, leaves)
     for name, goal, beside in (
         ("a COPY pipe", 0.7, median(raw)),
@@ -195,19 +180,17 @@ def _move(lab: BenchLab) -> Iterator[Row]:
 def _pipe(source: Login, target: Login, across: Login, leaves: Sequence[Leaf]) -> None:
     """Copy rows table by table through one binary pipe across the WAN; their keys come after.
 
-    One connection each, opened once: psql would take some ten round trips for every table.
+    One connection each, opened once, and the lab's own pump: two psql would open some ten round
+    trips a table, and psycopg's Copy sends each row by itself. bench/sharding.py has psql.
     """
     with connect(source) as reader, connect(across) as writer:
         for leaf in leaves:
-            at_source = sql.Identifier(leaf.region, leaf.table)
-            out = sql.SQL("COPY {} ({}) TO STDOUT (FORMAT binary)")
-            into = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)")
-            with (
-                reader.cursor().copy(out.format(at_source, leaf.column_list())) as rows,
-                writer.cursor().copy(into.format(leaf.identifier(), leaf.column_list())) as sink,
-            ):
-                for block in rows:
-                    sink.write(block)
+            columns = leaf.column_list()
+            query = sql.SQL("SELECT {} FROM {}").format(
+                columns, sql.Identifier(leaf.region, leaf.table)
+            )
+            into = sql.SQL("{} ({})").format(leaf.identifier(), columns)
+            pump(reader, writer, Part(leaf.name, query, into), lambda rows: None)
     with connect(target) as connection:
         for statements in (Leaf.key_statements, Leaf.references):
             for leaf in leaves:

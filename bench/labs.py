@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from workload.lab import CHECKOUT, Lab
+from workload.ledger import last_acknowledgement
 from workload.teardown import remove
 
 #: Away from a user's own lab and from those of the tests.
 PORT_BASE = 29_500
+#: Seconds until the first customer has to have traded, and after which all of them go.
+CONNECTED_S, TRAFFIC_S = 30, 600
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,31 @@ class BenchLab:
         """Play a playbook."""
         path = CHECKOUT / "playbooks" / f"{playbook}.yml"
         self.run(sys.executable, "-m", "ansible", "playbook", path)
+
+    @contextlib.contextmanager
+    def customers(self, users: int) -> Iterator[None]:
+        """Let customers of all regions trade while the block lasts."""
+        began = time.time()
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "workload", "traffic", "--headless", f"--time={TRAFFIC_S}",
+                f"--users={users}", f"--spawn-rate={users}",
+            ],
+            cwd=CHECKOUT,
+            env=self.environ(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + CONNECTED_S
+            while not last_acknowledgement(self.lab.home / "ledger", since=began):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"no customer has written within {CONNECTED_S} s")
+                time.sleep(0.1)
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.labs import PORT_BASE, bench_lab
-from bench.rows import Row
+from bench.rows import Row, timed
 from workload.errors import LabError
 from workload.runtime.docker import Engine
 from workload.runtime.embedded import find_bin_dir, run_as
@@ -45,16 +45,10 @@ def _compare(runtime: str, raw: Callable[[], float]) -> Iterator[Row]:
     for _ in range(ROUNDS):
         baseline.append(raw())
         with bench_lab(runtime) as lab:
-            cold.append(_timed(lambda lab=lab: lab.play("before")))  # type: ignore[misc]
-            again.append(_timed(lambda lab=lab: lab.play("before")))  # type: ignore[misc]
+            cold.append(timed(lambda lab=lab: lab.play("before")))  # type: ignore[misc]
+            again.append(timed(lambda lab=lab: lab.play("before")))  # type: ignore[misc]
     yield Row(f"before.yml, cold lab, {runtime}", median(cold), "s", 4, "lower", median(baseline))
     yield Row(f"before.yml, no change, {runtime}", median(again), "s", 6, "lower")
-
-
-def _timed(action: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
 
 
 def _raw_embedded() -> float:
@@ -76,7 +70,7 @@ def _raw_embedded() -> float:
             _create_tables(bin_dir)
 
         try:
-            return _timed(commands)
+            return timed(commands)
         finally:
             _run(*run_as(), bin_dir / "pg_ctl", "-D", data, "-m", "immediate", "stop")
 
@@ -103,7 +97,7 @@ def _raw_docker(image: str) -> float:
     if not shutil.which("docker"):
         raise RuntimeError("the docker command is not installed")
     try:
-        return _timed(commands)
+        return timed(commands)
     finally:
         _run("docker", "rm", "-f", "-v", name)
         _run("docker", "volume", "rm", name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -40,6 +42,13 @@ class Row:
         return judged <= self.goal if self.better == "lower" else judged >= self.goal
 
 
+def timed(action: Callable[[], object]) -> float:
+    """Return the seconds that something takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
 def save(lab: Lab, rows: list[Row]) -> None:
     """Write bench.json."""
     found = [
@@ -55,19 +64,23 @@ def save(lab: Lab, rows: list[Row]) -> None:
 
 def show(rows: list[Row], console: Console) -> None:
     """Print the rows as a table that fits 80 columns."""
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("what")
-    for column in ("value", "baseline", "ratio", "goal"):
-        table.add_column(column, justify="right")
-    table.add_column("")
+    for column in ("value", "beside"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    for column in ("ratio", "goal"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for row in rows:
         sign = "<=" if row.better == "lower" else ">="
         table.add_row(
             row.name,
-            f"{row.value:,.4g} {row.unit}",
-            "" if row.baseline is None else f"{row.baseline:,.4g} {row.unit}",
-            "" if row.ratio is None else f"{row.ratio:.2f} x",
-            f"{sign} {row.goal:g} {'x' if row.ratio is not None else row.unit}",
+            f"{row.value:,.4g}",
+            "" if row.baseline is None else f"{row.baseline:,.4g}",
+            row.unit,
+            "" if row.ratio is None else f"{row.ratio:,.2f} x",
+            f"{sign} {row.goal:g}{' x' if row.ratio is not None else ''}",
             "holds" if row.holds else "MISSED",
         )
     console.print(table)

@@ -1,39 +1,25 @@
-"""What sharding costs: the move into partitions, and the first copy to a replica.
-
-BENCH_CUSTOMERS says for how many customers, each with three purchases.
-"""
+"""What sharding costs: the move into partitions, and the first copy to a replica."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 from psycopg import sql
 
+from bench.copies import PASSWORD, ROUNDS, SCHEMA, SLOT, USERS, count, empty, release, seed
 from bench.labs import BenchLab, bench_lab
-from bench.rows import Row
+from bench.rows import Row, timed
 from workload import replicas
-from workload.lab import CHECKOUT
 from workload.leaves import Leaf, leaves_of
 from workload.runtime.embedded import find_bin_dir
 from workload.sql import Login, connect
 from workload.topology import Topology
 
-CUSTOMERS = int(os.environ.get("BENCH_CUSTOMERS") or 300_000)
-PURCHASES_EACH = 3
-ROUNDS = 3
-USERS = 50
-PASSWORD = "password"
-#: Where the measured copies go, beside the replica's own leaves.
-SCHEMA = "bench_{region}"
-SLOT = "bench"
 LONGEST_S = 600
 
 
@@ -42,13 +28,10 @@ def rows() -> Iterator[Row]:
     with bench_lab("embedded") as lab:
         for phase in ("before", "expand_eu", "expand_world"):
             lab.play(phase)
-        workload = (sys.executable, "-m", "workload")
-        lab.run(
-            *workload, "seed", f"--customers={CUSTOMERS}", f"--purchases-each={PURCHASES_EACH}"
-        )  # fmt: skip
+        seed(lab)
         topology = Topology.load(lab.lab)
         size = _tables_size(topology.operator_login(topology.primary(), PASSWORD))
-        with _customers(lab):
+        with lab.customers(USERS):
             lab.play("shard")
         yield from _move(lab, Topology.load(lab.lab), size)
         yield from _copies(Topology.load(lab.lab))
@@ -72,16 +55,14 @@ def _copies(topology: Topology) -> Iterator[Row]:
     source = topology.operator_login(origin, PASSWORD)
     target = topology.operator_login(node, PASSWORD)
     leaves = leaves_of(topology.countries(), schema=SCHEMA)
-    total = _count(source, leaves)
-    _release(source, target, node)
+    total = count(source, leaves)
+    release(source, target, node)
 
     def lab() -> float:
-        return _timed(
-            lambda: replicas.load(source, target, target, SLOT, leaves, lambda line: None)
-        )
+        return timed(lambda: replicas.load(source, target, target, SLOT, leaves, lambda line: None))
 
     def psql() -> float:
-        return _timed(lambda: _psql(source, target, leaves))
+        return timed(lambda: _psql(source, target, leaves))
 
     def subscription() -> float:
         return _subscription(topology, origin, target)
@@ -90,9 +71,9 @@ def _copies(topology: Topology) -> Iterator[Row]:
     found: dict[str, list[float]] = {way.__name__: [] for way in ways}
     for _ in range(ROUNDS):
         for way in ways:
-            _empty(target, leaves)
+            empty(target, leaves)
             found[way.__name__].append(total / way())
-            arrived = _count(target, leaves, at_home=way is subscription)
+            arrived = count(target, leaves, at_home=way is subscription)
             if arrived != total:
                 raise RuntimeError(f"{way.__name__}: {arrived} of {total} rows arrived")
             with connect(source) as connection:
@@ -158,43 +139,6 @@ def _subscription(topology: Topology, origin: str, target: Login) -> float:
     return took
 
 
-def _release(source: Login, target: Login, node: str) -> None:
-    """Have the node's own subscription at rest: it would take its share of the machine."""
-    with connect(target) as connection:
-        connection.autocommit = True
-        replicas.unsubscribe(connection)
-    with connect(source) as connection:
-        connection.autocommit = True
-        replicas.drop_slot(connection, replicas.slot(node))
-
-
-def _empty(target: Login, leaves: Sequence[Leaf]) -> None:
-    """Have the tables of the measured copies, empty and without keys."""
-    with connect(target) as connection:
-        connection.autocommit = True
-        for schema in dict.fromkeys(leaf.schema for leaf in leaves):
-            name = sql.Identifier(schema)
-            connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
-            connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
-        for leaf in leaves:
-            connection.execute(leaf.create())
-        connection.execute("TRUNCATE lab.marker")
-        connection.execute("CHECKPOINT")
-
-
-def _count(login: Login, leaves: Sequence[Leaf], at_home: bool = True) -> int:
-    with connect(login) as connection:
-        names = [
-            sql.Identifier(leaf.region, leaf.table) if at_home else leaf.identifier()
-            for leaf in leaves
-        ]
-        counts = sql.SQL(" + ").join(
-            sql.SQL("(SELECT count(*) FROM {})").format(name) for name in names
-        )
-        row: Any = connection.execute(sql.SQL("SELECT {}").format(counts)).fetchone()
-        return int(row[0])
-
-
 def _tables_size(login: Login) -> int:
     with connect(login) as connection:
         row: Any = connection.execute(
@@ -202,30 +146,3 @@ def _tables_size(login: Login) -> int:
             " + pg_total_relation_size('public.purchase')"
         ).fetchone()
         return int(row[0])
-
-
-@contextmanager
-def _customers(lab: BenchLab) -> Iterator[None]:
-    """Let customers of all regions trade."""
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "workload", "traffic", "--headless", "--time=600",
-            f"--users={USERS}", "--spawn-rate=50",
-        ],
-        cwd=CHECKOUT,
-        env=lab.environ(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        time.sleep(5)
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def _timed(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started

@@ -8,21 +8,16 @@ over the same link.
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
 
 import psycopg
 
-from bench.labs import BenchLab, bench_lab
+from bench.labs import bench_lab
 from bench.rows import Row
-from workload.lab import CHECKOUT
-from workload.ledger import last_acknowledgement
 from workload.topology import Topology
 
 ROUNDS = 15
@@ -38,7 +33,7 @@ def rows() -> Iterator[Row]:
         for phase in ("before", "expand_eu", "expand_world"):
             lab.play(phase)
         lab.run(sys.executable, "-m", "workload", "seed", f"--customers={CUSTOMERS}")
-        with _traffic(lab):
+        with lab.customers(USERS):
             lab.play("after")
         receipts = json.loads((lab.lab.home / "reports" / "cutover.json").read_text())
         for receipt in receipts:
@@ -68,27 +63,6 @@ def rows() -> Iterator[Row]:
         f"count by country from {origin.node}, {region}'s own beside",
         median(whole), "ms", 1.25, "lower", median(own),
     )  # fmt: skip
-
-
-@contextmanager
-def _traffic(lab: BenchLab) -> Iterator[None]:
-    """Have customers of all regions trade while the block lasts."""
-    command = [sys.executable, "-m", "workload", "traffic", "--headless", "--time=300"]
-    process = subprocess.Popen(
-        [*command, f"--users={USERS}", f"--spawn-rate={USERS}"],
-        cwd=CHECKOUT,
-        env=lab.environ(),
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        # They connect across the WAN first, which takes the farthest about a second.
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and not last_acknowledgement(lab.lab.home / "ledger"):
-            time.sleep(0.1)
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
 
 
 def _milliseconds(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> float:
