@@ -264,14 +264,24 @@ def _hang_up(connection: psycopg.Connection[Any]) -> None:
 
 
 def receipt(
-    done: CutOver, copied: Mapping[str, Any], acknowledged: int, lost: int, doubled: int
+    done: CutOver,
+    copied: Mapping[str, Any],
+    acknowledged: int,
+    failed: int,
+    lost: int,
+    doubled: int,
 ) -> dict[str, Any]:
-    """Return the row of cutover.json: the cut-over, its copy, and the customers' ledger."""
+    """Return the row of cutover.json: the cut-over, its copy, and the customers' ledger.
+
+    failed: writes that were refused or stayed in doubt while it went on; acknowledged, lost and
+    doubled: of all that there ever were.
+    """
     return {
         **asdict(done),
         "rows_copied": copied.get("rows", done.rows),
         "copy_rows_per_s": copied.get("rows_per_s"),
         "acknowledged": acknowledged,
+        "failed": failed,
         "lost": lost,
         "doubled": doubled,
     }

@@ -157,7 +157,7 @@ class Receipts:
 
     @staticmethod
     def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return a cut-over as text: region, rows, RTT, pauses, acknowledged writes, lost ones."""
+        """Return a cut-over as text: region, rows, RTT, pauses, writes by their outcome."""
         return (
             str(row["region"]),
             f"{row['rows']:,}",
@@ -165,5 +165,6 @@ class Receipts:
             milliseconds(row["write_pause_ms"]),
             milliseconds(row["others_pause_ms"]),
             f"{row['acknowledged']:,}",
+            f"{row['failed']:,}",
             f"{row['lost']:,}",
         )

@@ -19,6 +19,8 @@ Mark = Literal["I", "A", "F", "U", "E"]
 Kind = Literal["c", "p"]
 #: What the kinds stand for, and the tables they are in.
 KINDS: dict[Kind, str] = {"c": "customer", "p": "purchase"}
+#: Bytes of each file's end that are looked at for what happened just now.
+TAIL = 4_000_000
 
 
 class Ledger:
@@ -48,26 +50,38 @@ def last_acknowledgement(
     """Return when a write was acknowledged last, in seconds since the epoch, or None.
 
     With until, the last one up to then; with since, the first one from then on; with regions, of
-    their customers alone. Looks at the end
-    of each file only, which is minutes of traffic.
+    their customers alone.
     """
     found: float | None = None
+    for mark, moment, region in _latest(folder):
+        if mark != "A" or not since <= moment <= until:
+            continue
+        if regions is not None and region not in regions:
+            continue
+        if found is None or (moment < found if since else moment > found):
+            found = moment
+    return found
+
+
+def failures_since(folder: Path, moment: float) -> int:
+    """Count the writes that were refused, or whose outcome stayed unknown, from a moment on.
+
+    moment: seconds since the epoch.
+    """
+    return sum(mark in "FU" and at >= moment for mark, at, _ in _latest(folder))
+
+
+def _latest(folder: Path) -> Iterator[tuple[str, float, str]]:
+    """Yield (mark, seconds since the epoch, region) of some minutes, from each file's end."""
     for path in folder.glob("*.txt"):
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 4_000_000))
-            for line in file.read().split(b"\n")[:-1]:
-                if not line.startswith(b"A "):
-                    continue
-                fields = line.split()
-                moment = int(fields[3]) / 1e6
-                if not since <= moment <= until:
-                    continue
-                if regions is not None and fields[4].decode() not in regions:
-                    continue
-                if found is None or (moment < found if since else moment > found):
-                    found = moment
-    return found
+            # The first line is a part of one, unless the file begins there.
+            start = max(0, file.tell() - TAIL)
+            file.seek(start)
+            for line in file.read().split(b"\n")[1 if start else 0 : -1]:
+                mark, _, _, microseconds, region = line.decode().split()
+                yield mark, int(microseconds) / 1e6, region
 
 
 def read(folder: Path) -> Iterator[tuple[str, str, str]]:

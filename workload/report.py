@@ -203,7 +203,7 @@ def _show_receipts(receipts: Receipts, console: Console) -> None:
         return
     table = _table("Cut-overs (times in ms)")
     table.add_column("region")
-    for column in ("rows", "RTT", "its pause", "others' pause", "acknowledged", "lost"):
+    for column in ("rows", "RTT", "its pause", "others' pause", "acknowledged", "failed", "lost"):
         table.add_column(column, justify="right")
     for row in receipts.cut_overs:
         table.add_row(*receipts.cells(row))

@@ -179,7 +179,7 @@ def _receipts(receipts: Receipts) -> str:
     if receipts.cut_overs:
         table = _table(
             ("region", "rows", "RTT ms", "its customers' pause ms", "others' pause ms",
-             "acknowledged writes", "lost"),
+             "acknowledged writes", "failed meanwhile", "lost"),
             [receipts.cells(row) for row in receipts.cut_overs],
             left=1,
         )  # fmt: skip

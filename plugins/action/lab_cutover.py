@@ -7,6 +7,7 @@ none. Fails where an acknowledged write is lost, with everything still there to 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from workload.cutover import cut_over, open_gates, receipt
 from workload.errors import LabError
 from workload.homes import Setup, point_servers
 from workload.lab import Lab, read_json, write_atomically
+from workload.ledger import failures_since
 from workload.topology import Topology
 from workload.verify import verify
 
@@ -55,8 +57,8 @@ class ActionModule(LabAction):
         lines = [
             f"{found['region']} is at home on its own node: {found['rows']:,} rows, its customers"
             f" could not write for {found['write_pause_ms']:.0f} ms (RTT {found['rtt_ms']:g} ms),"
-            f" others for {found['others_pause_ms']:.0f} ms; 0 of {found['acknowledged']:,}"
-            " acknowledged writes lost"
+            f" others for {found['others_pause_ms']:.0f} ms; {found['failed']:,} writes failed,"
+            f" 0 of {found['acknowledged']:,} acknowledged ones are lost"
             for found in receipts
         ]
         return {"changed": bool(waiting or pause_ms), "receipts": receipts, "lines": lines}
@@ -66,6 +68,7 @@ class ActionModule(LabAction):
     ) -> dict[str, Any] | None:
         """Cut over a region; return its receipt, or None where it was at home already."""
         lab = setup.topology.lab
+        began = time.time()
         done = cut_over(setup, region, self.say, arguments["timeout_s"])
         topology = Topology.load(lab)
         # The others' servers went to the origin for these rows until now.
@@ -79,7 +82,8 @@ class ActionModule(LabAction):
         copied = read_json(lab.home / "reports" / "replicas.json").get(
             str(topology.primary_of(region)), {}
         )
-        found = receipt(done, copied, acknowledged, lost, doubled)
+        failed = failures_since(lab.home / "ledger", began)
+        found = receipt(done, copied, acknowledged, failed, lost, doubled)
         _save(lab, found)
         if lost or doubled:
             raise LabError(

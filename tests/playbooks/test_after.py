@@ -372,7 +372,7 @@ def test_pauses_are_short(after: After, region: str) -> None:
     assert found["rtt_ms"] == RTTS_MS[region]
     assert found["rtt_ms"] * 0.9 <= found["write_pause_ms"] <= found["rtt_ms"] + 100 + NOISE_MS
     assert 0 < found["others_pause_ms"] <= 100 + NOISE_MS
-    assert (found["lost"], found["doubled"]) == (0, 0)
+    assert (found["failed"], found["lost"], found["doubled"]) == (0, 0, 0)
     assert found["rows"] > 0
     assert f"could not write for {found['write_pause_ms']:.0f} ms" in " ".join(
         after.play.output.split()
@@ -737,6 +737,6 @@ def test_straight_from_expand_world_under_traffic(docker_lab: LabUnderTest) -> N
     for row in rows:
         assert row["write_pause_ms"] <= row["rtt_ms"] + 100 + NOISE_MS
         assert row["others_pause_ms"] <= 100 + NOISE_MS
-        assert (row["lost"], row["doubled"]) == (0, 0)
+        assert (row["failed"], row["lost"], row["doubled"]) == (0, 0, 0)
     assert_held(lab)
     assert lab.play_ok("after").changed == 0

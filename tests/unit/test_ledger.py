@@ -14,8 +14,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from workload import ledger as ledgers
 from workload.lab import CHECKOUT, read_json, write_atomically
-from workload.ledger import Ledger, read
+from workload.ledger import Ledger, failures_since, last_acknowledgement, read
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -52,6 +53,32 @@ def test_half_written_last_line_is_left_out(tmp_path: Path) -> None:
     for cut in range(1, len(whole)):
         file.write_bytes(whole + whole[:cut])
         assert list(read(tmp_path)) == [("I", "c", str(key))]
+
+
+def write_at(folder: Path, seconds: float, mark: str, region: str = "us") -> None:
+    folder.mkdir(exist_ok=True)
+    with (folder / "1-1.txt").open("a") as file:
+        file.write(f"{mark} p {uuid4()} {int(seconds * 1e6)} {region}\n")
+
+
+def test_failures_are_what_was_refused_or_in_doubt_from_a_moment_on(tmp_path: Path) -> None:
+    for seconds, mark in ((10, "F"), (20, "I"), (20, "F"), (21, "U"), (22, "A"), (23, "E")):
+        write_at(tmp_path, seconds, mark)
+    assert failures_since(tmp_path, 20) == 2
+    assert failures_since(tmp_path, 10) == 3
+    assert failures_since(tmp_path / "none", 10) == 0
+
+
+def test_what_happened_just_now_is_read_from_the_end_of_a_long_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds in range(10, 30):
+        write_at(tmp_path, seconds, "A" if seconds % 2 else "F")
+    # About two lines and a half.
+    monkeypatch.setattr(ledgers, "TAIL", 150)
+    assert failures_since(tmp_path, 0) == 1
+    assert last_acknowledgement(tmp_path) == 29
+    assert last_acknowledgement(tmp_path, regions=["jp"]) is None
 
 
 def test_files_of_several_processes_are_one_ledger(tmp_path: Path) -> None:

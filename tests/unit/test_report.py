@@ -164,7 +164,7 @@ def lab(tmp_path: Path) -> Lab:
         "cutover.json": [
             {"region": "us", "rtt_ms": 80.0, "write_pause_ms": 95.1, "others_pause_ms": 9.9,
              "tries": 1, "rows": 44, "rows_copied": 44, "copy_rows_per_s": None,
-             "acknowledged": 213, "lost": 0, "doubled": 0}
+             "acknowledged": 213, "failed": 0, "lost": 0, "doubled": 0}
         ],
     }  # fmt: skip
     for name, value in content.items():
