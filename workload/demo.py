@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from workload import report, traffic, verify
+from workload import report, steps, traffic, verify
 from workload.audit import run as audit
 from workload.lab import CHECKOUT, Lab
 from workload.topology import PHASES, Topology
@@ -20,23 +20,25 @@ HOLDS = {"shard": False, "after": True}
 def run(lab: Lab, password: str, users: int, spawn_rate: float, run_time_s: int) -> int:
     """Play every phase with customers, and show the proofs; return 0 where all was verified.
 
-    A phase that the lab has passed is not played again, and gets no customers: what they would
-    feel is the later phase. Raises LabError where a step cannot be taken.
+    They trade while a phase is reached, and then in it. A phase that the lab has passed is not
+    played again, and gets no customers: what they would feel is the later phase. Raises LabError
+    where a step cannot be taken.
     """
     console = Console()
     status = 0
     for phase in PHASES:
-        playbook = CHECKOUT / "playbooks" / f"{phase}.yml"
-        played = subprocess.run(
-            [sys.executable, "-m", "ansible", "playbook", str(playbook)],
-            cwd=CHECKOUT,
-            env=os.environ,
-            check=False,
-        ).returncode
+        if _has_customers_before(lab, phase):
+            with traffic.meanwhile(lab, phase, users, spawn_rate) as customers:
+                played = _play(phase)
+            status |= customers.returncode
+            print(flush=True)
+            steps.show([row for row in steps.load(lab) if row.phase == phase], console)
+        else:
+            played = _play(phase)
+            print(flush=True)
         if played:
             return played
         if Topology.load(lab).phase == phase:
-            print(flush=True)
             status |= traffic.run(lab, users, spawn_rate, run_time_s, headless=True, web_port=0)
             if phase in HOLDS:
                 status |= _audit(lab, password, phase, console)
@@ -45,6 +47,21 @@ def run(lab: Lab, password: str, users: int, spawn_rate: float, run_time_s: int)
     report.run(lab, console)
     print(next_steps(Topology.load(lab)))
     return status
+
+
+def _has_customers_before(lab: Lab, phase: str) -> bool:
+    """Tell whether a lab is up that has not come to a phase yet."""
+    return lab.topology_file.exists() and not Topology.load(lab).has_reached(phase)
+
+
+def _play(phase: str) -> int:
+    playbook = CHECKOUT / "playbooks" / f"{phase}.yml"
+    return subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", str(playbook)],
+        cwd=CHECKOUT,
+        env=os.environ,
+        check=False,
+    ).returncode
 
 
 def _audit(lab: Lab, password: str, phase: str, console: Console) -> int:

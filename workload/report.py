@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from workload import steps
 from workload.audit import residency
 from workload.errors import LabError
 from workload.experience import Experience, load, milliseconds, show
@@ -93,7 +94,7 @@ def run(lab: Lab, console: Console) -> None:
     explanations, notes = explain(rows, far), read_notes(rows, far)
     found = changes(rows, far)
     held = [(entry, holdings(entry)) for entry in residency.load(lab)]
-    receipts = Receipts.load(lab)
+    receipts, taken = Receipts.load(lab), steps.load(lab)
     show(rows, console)
     _show_explanations(explanations, notes, console)
     if found:
@@ -101,8 +102,10 @@ def run(lab: Lab, console: Console) -> None:
     if held:
         _show_holdings(held, console)
     _show_receipts(receipts, console)
+    if taken:
+        steps.show(taken, console)
     path = lab.home / "reports" / "index.html"
-    write_atomically(path, page(rows, explanations, notes, wan, found, held, receipts))
+    write_atomically(path, page(rows, explanations, notes, wan, found, held, receipts, taken))
     console.print("The report with its charts:")
     console.print(str(path), soft_wrap=True, highlight=False)
 

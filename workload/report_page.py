@@ -9,6 +9,7 @@ from typing import Any
 from workload.experience import Experience, milliseconds
 from workload.findings import Change, Holding, Receipts
 from workload.roundtrips import FIRST, Explanation
+from workload.steps import Step, cells
 
 #: One for each region, in their order.
 COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2")
@@ -51,6 +52,7 @@ def page(
     changes: Sequence[Change] = (),
     audits: Sequence[Audit] = (),
     receipts: Receipts | None = None,
+    taken: Sequence[Step] = (),
 ) -> str:
     """Return the report as one HTML page that needs no network."""
     charts = _chart(rows, "buy", script=True) + _chart(rows, "look")
@@ -73,6 +75,7 @@ one line to the next is ten times as long.</p>
 {charts}
 {_changes(changes) if changes else ""}
 {_receipts(receipts) if receipts else ""}
+{_steps(taken) if taken else ""}
 <h2>Why it takes that long</h2>
 {_explanations(explanations, notes)}
 {_chart(rows, "connect")}
@@ -189,6 +192,20 @@ def _receipts(receipts: Receipts) -> str:
             f"<div class=wide>{table}</div>"
         )
     return f"<h2>What the moves took</h2><ul>{lines}</ul>{table}"
+
+
+def _steps(taken: Sequence[Step]) -> str:
+    table = _table(
+        ("on the way to", "region", "requests", "failed", "buy p50 ms", "slowest ms",
+         "look p50 ms", "slowest ms"),
+        map(cells, taken),
+        left=2,
+    )  # fmt: skip
+    return (
+        "<h2>What each step did to those who traded on meanwhile</h2><p>The slowest request of"
+        " all is what the step cost somebody: a lock that was waited for, a connection made anew,"
+        f" a way that was longer for a moment.</p><div class=wide>{table}</div>"
+    )
 
 
 def _explanations(explanations: Sequence[Explanation], notes: Sequence[str]) -> str:

@@ -6,17 +6,24 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from workload.lab import Lab
+from workload.ledger import last_acknowledgement
 from workload.report import save_wan
 from workload.topology import Topology
 from workload.wan.measure import measure
 
 #: How often the WAN is measured at most until it is as configured.
 MEASUREMENTS = 3
+#: Seconds for customers of each region to have written before a step is taken, for a step at most,
+#: and for them to leave after it.
+ARRIVE_S, STEP_S, LEAVE_S = 15, 1800, 20
 LOCUSTFILE = Path(__file__).parent / "locustfiles" / "populations.py"
 
 
@@ -69,6 +76,53 @@ def run(
         [worse(earlier.get((row["from"], row["node"]), row), row) for row in measure_wan(ended)],
     )
     return status
+
+
+@contextmanager
+def meanwhile(
+    lab: Lab, phase: str, users: int, spawn_rate: float
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Let customers trade while a phase is reached in the block, which begins when all do.
+
+    What they go through is in steps.json afterwards, and the process's status is 1 where a request
+    failed.
+    """
+    topology = Topology.load(lab)
+    regions = [region.name for region in topology.regions]
+    print(
+        f"\n{users} customers of {', '.join(regions)} trade while {phase} is reached:", flush=True
+    )
+    environment = {
+        **os.environ, "LAB_NAME": lab.name, "LAB_HOME": str(lab.home), "LAB_REACHING": phase,
+    }  # fmt: skip
+    began = time.time()
+    arguments = command(users, spawn_rate, STEP_S, True, 0)
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    # So that the customers leave too.
+    before = signal.signal(signal.SIGTERM, leave)
+    process = subprocess.Popen(arguments, env=environment, start_new_session=True)
+    try:
+        while (
+            process.poll() is None
+            and time.time() < began + ARRIVE_S
+            and not all(
+                last_acknowledgement(lab.home / "ledger", began, regions=[region])
+                for region in regions
+            )
+        ):
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(LEAVE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_to_its_end(arguments: list[str], environment: dict[str, str]) -> int:

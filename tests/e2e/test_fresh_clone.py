@@ -113,6 +113,18 @@ def check_demo(clone: Clone, **environ: str) -> str:
     rows = json.loads((clone.lab.home / "reports" / "experience.json").read_text())
     assert {row["operation"] for row in rows} == {"connect", "sign up", "buy", "basket", "look"}
     assert sum(row["failures"] for row in rows) == 0
+    # They traded while each phase was reached, too, and the cut-overs were under way.
+    taken = json.loads((clone.lab.home / "reports" / "steps.json").read_text())
+    assert [(row["phase"], row["region"]) for row in taken] == [
+        *((phase, "eu") for phase in ("expand_eu", "expand_world")),
+        *((phase, region) for phase in ("shard", "after") for region in ("eu", "us", "jp")),
+    ]
+    for row in taken:
+        assert row["requests"] > 0
+        assert row["failures"] == 0
+    receipts = json.loads((clone.lab.home / "reports" / "cutover.json").read_text())
+    assert receipts[0]["acknowledged"] < receipts[1]["acknowledged"]
+    assert {(row["failed"], row["lost"], row["doubled"]) for row in receipts} == {(0, 0, 0)}
     return done.stdout
 
 

@@ -164,7 +164,13 @@ def lab(tmp_path: Path) -> Lab:
         "cutover.json": [
             {"region": "us", "rtt_ms": 80.0, "write_pause_ms": 95.1, "others_pause_ms": 9.9,
              "tries": 1, "rows": 44, "rows_copied": 44, "copy_rows_per_s": None,
-             "acknowledged": 213, "failed": 0, "lost": 0, "doubled": 0}
+             "acknowledged": 213, "failed": 4, "lost": 0, "doubled": 0}
+        ],
+        "steps.json": [
+            {"phase": phase, "region": region, "requests": 12_345, "failures": 6,
+             "buy_p50_ms": 233.3, "buy_slowest_ms": 1407.0, "look_p50_ms": None,
+             "look_slowest_ms": None}
+            for phase in ("expand_world", "after") for region in ("eu", "jp")
         ],
     }  # fmt: skip
     for name, value in content.items():
@@ -191,6 +197,8 @@ def test_terminal_has_all_of_it_in_80_columns(lab: Lab) -> None:
         "HOLDS",
         "Partitioning moved 300 rows in 1.5 s; nobody could write for 12.3 ms.",
         "200,000 rows/s",
+        "us 44 80 95.1 9.90 213 4 0",
+        "expand_world jp 12,345 6 233 1,407",
     ):
         assert text in " ".join(said.split()), text
     assert "after, " not in said
@@ -201,6 +209,7 @@ def test_page_has_charts_matrices_and_receipts_and_needs_no_network(lab: Lab) ->
     page = (lab.home / "reports" / "index.html").read_text()
     for text in (
         "residency HOLDS", "residency VIOLATED", "1,234,567 + 89,012", "116 x", "Cut-overs", "95.1",
+        "<td>4</td><td>0</td>", "What each step did", "1,407",
         "shard, jp buy: 1 round trip", "shard, us look: at home",
     ):  # fmt: skip
         assert text in page, text

@@ -16,9 +16,10 @@ from locust.stats import StatsEntry
 
 from rich.console import Console
 
-from workload import experience
+from workload import experience, steps
 from workload.customers import Customer, Market, population
 from workload.errors import LabError
+from workload.experience import Experience
 from workload.lab import Lab
 from workload.topology import Topology
 
@@ -42,6 +43,8 @@ try:
 except LabError as error:
     sys.exit(f"traffic: {error}")
 market = Market(topology.lab)
+#: The phase that is being reached while they trade; without one, their figures are the phase's own.
+REACHING = os.environ.get("LAB_REACHING", "")
 lag_ms: list[float] = []
 
 
@@ -90,7 +93,7 @@ def begin(environment: Any, **_: Any) -> None:
     market.longest_gap_s.clear()
     lag_ms.clear()
     gevent.spawn(_watch_lag, environment.runner)
-    if options.headless:
+    if options.headless and not REACHING:
         gevent.spawn(_tell_progress, environment)
 
 
@@ -125,13 +128,27 @@ def by_name(entries: Mapping[tuple[str, str], Any]) -> list[Any]:
 
 @events.quitting.add_listener
 def finish(environment: Any, **_: Any) -> None:
-    """Write experience.json and print it with the longest silence of each region."""
+    """Write experience.json and print it with the longest silence of each region.
+
+    While a phase is reached, write steps.json instead, and print failures only.
+    """
     if not environment.stats.entries:
         return
-    phase = Topology.load(topology.lab).phase
-    rows = experience.collect(phase, by_name(environment.stats.entries), market.stale_reads)
-    experience.save(topology.lab, rows)
     console = Console()
+    entries = by_name(environment.stats.entries)
+    if REACHING:
+        regions = [region.name for region in topology.regions]
+        steps.save(topology.lab, steps.collect(REACHING, regions, entries))
+    else:
+        phase = Topology.load(topology.lab).phase
+        rows = experience.collect(phase, entries, market.stale_reads)
+        experience.save(topology.lab, rows)
+        _show(rows, console)
+    for failure in environment.stats.errors.values():
+        console.print(f"Failed {failure.occurrences:,} x {failure.name}: {failure.error}")
+
+
+def _show(rows: list[Experience], console: Console) -> None:
     experience.show(rows, console)
     for region, gap in sorted(market.longest_gap_s.items()):
         console.print(
@@ -140,5 +157,3 @@ def finish(environment: Any, **_: Any) -> None:
     if lag_ms:
         late = sorted(lag_ms)[int(len(lag_ms) * 0.95)]
         console.print(f"The measuring process itself was late by {late:.1f} ms (p95).")
-    for failure in environment.stats.errors.values():
-        console.print(f"Failed {failure.occurrences:,} x {failure.name}: {failure.error}")
