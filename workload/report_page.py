@@ -196,8 +196,8 @@ def _receipts(receipts: Receipts) -> str:
 
 def _steps(taken: Sequence[Step]) -> str:
     table = _table(
-        ("on the way to", "region", "requests", "failed", "buy p50 ms", "slowest ms",
-         "look p50 ms", "slowest ms"),
+        ("on the way to", "region", "requests", "failed", "buy p50 ms", "slowest buy ms",
+         "look p50 ms", "slowest look ms"),
         map(cells, taken),
         left=2,
     )  # fmt: skip
