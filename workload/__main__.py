@@ -103,7 +103,7 @@ def move(lab: Lab, asked: Namespace) -> int:
     from workload.topology import Topology
 
     topology = Topology.load(lab)
-    before, after = people.move(topology, password(), asked.customer, asked.country)
+    before, after, files = people.move(topology, password(), asked.customer, asked.country)
     print(
         f"{after.id} moved from {before.country} to {after.country} with"
         f" {before.purchases:,} purchases, and is at home on {after.node}"
@@ -112,6 +112,7 @@ def move(lab: Lab, asked: Namespace) -> int:
         return 0
     left = people.traces(topology, before, people.nodes_of(topology, before.region))
     nodes = ", ".join(people.nodes_of(topology, before.region))
+    print(f"The files of {before.region}'s customers: {files}")
     print(f"Traces left on {nodes}: {', '.join(left) or 'none'}")
     return 1 if left else 0
 
@@ -122,7 +123,8 @@ def forget(lab: Lab, asked: Namespace) -> int:
     from workload.topology import Topology
 
     topology = Topology.load(lab)
-    gone = people.forget(topology, password(), asked.customer)
+    gone, files = people.forget(topology, password(), asked.customer)
+    print(f"The files of {gone.region}'s customers: {files}")
     print(
         f"{gone.id} of {gone.country} and {gone.purchases:,} purchases are erased; no trace in the"
         f" files of {', '.join(topology.nodes)}"

@@ -11,7 +11,7 @@ the CHECK as proof, instead of reading the table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
@@ -130,12 +130,16 @@ class Leaf:
         )
 
 
-def parents() -> list[sql.Composed]:
+def parents(only: Collection[str] = TABLES) -> list[sql.Composed]:
     """Return what of the partitioned tables is to be locked, in the order in which everybody does.
 
     Not what is below them: a change locks the leaf that it is about.
     """
-    return [sql.SQL("ONLY {}").format(sql.Identifier("global", table)) for table in LOCK_ORDER]
+    return [
+        sql.SQL("ONLY {}").format(sql.Identifier("global", table))
+        for table in LOCK_ORDER
+        if table in only
+    ]
 
 
 def in_lock_order(leaves: Iterable[Leaf]) -> list[sql.Identifier]:

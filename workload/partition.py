@@ -14,12 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from workload import gates
+from workload import capture, gates
 from workload.bulk import LOAD_SETTINGS, Say, in_parallel, run_all
 from workload.errors import LabError
 from workload.leaves import Leaf, leaves_of
@@ -35,30 +35,6 @@ SWAP_TIMEOUT_S = 60.0
 #: Seconds until what a run that gave up has made is left to the next one.
 UNDO_TIMEOUT_S = 3.0
 
-CAPTURE = """
-CREATE TABLE lab.changed (kind "char" NOT NULL, id uuid NOT NULL);
-CREATE OR REPLACE FUNCTION lab.note_change() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER AS $body$
-BEGIN
-  IF TG_OP <> 'INSERT' THEN
-    INSERT INTO lab.changed VALUES (TG_ARGV[0], OLD.id);
-  END IF;
-  IF TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND NEW.id <> OLD.id THEN
-    INSERT INTO lab.changed VALUES (TG_ARGV[0], NEW.id);
-  END IF;
-  RETURN NULL;
-END
-$body$;
-"""
-TRIGGER = """
-CREATE TRIGGER lab_note_change AFTER INSERT OR UPDATE OR DELETE ON public.{table}
-FOR EACH ROW EXECUTE FUNCTION lab.note_change({kind})
-"""
-#: What tables have it.
-TRIGGERS = (
-    "SELECT c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
-    " WHERE tgname = 'lab_note_change' AND relnamespace = 'public'::regnamespace"
-)
 LOAD = {
     "customer": "SELECT id, email, country FROM public.customer WHERE country IN ({countries})",
     "purchase": (
@@ -104,17 +80,10 @@ ALTER TABLE public.customer SET SCHEMA retired;
 ALTER VIEW lab.customer SET SCHEMA public;
 ALTER VIEW lab.purchase SET SCHEMA public;
 """
-#: From here on the triggers of a move that was given up do nothing; this locks no table.
-DISARM = """
-CREATE OR REPLACE FUNCTION lab.note_change() RETURNS trigger
-LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'
-"""
 CLEAN_UP = (
     # Not CASCADE: what a person built on the old tables is theirs to drop.
     "DROP TABLE IF EXISTS retired.purchase, retired.customer",
     "DROP SCHEMA IF EXISTS retired",
-    "DROP TABLE IF EXISTS lab.changed",
-    "DROP FUNCTION IF EXISTS lab.note_change",
 )
 
 
@@ -193,10 +162,7 @@ def _move(
     for leaf in leaves:
         connection.execute(leaf.create())
         gates.put_in(connection, leaf)
-    connection.execute(CAPTURE)
-    for table, kind in (("customer", "c"), ("purchase", "p")):
-        trigger = sql.SQL(TRIGGER).format(table=sql.Identifier(table), kind=sql.Literal(kind))
-        _alter(connection, table, trigger, timeout_s)
+    capture.begin(connection, {table: sql.Identifier("public", table) for table in LOAD}, timeout_s)
     rows = _load(login, leaves, say)
     run_all(login, [leaf.key_statements() for leaf in leaves])
     run_all(login, [leaf.references() for leaf in leaves])
@@ -277,9 +243,7 @@ def _bring_over(connection: psycopg.Connection[Any]) -> int:
         if not in_transaction:
             # One snapshot: a purchase is never seen without the customer who made it.
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        keys: dict[str, list[Any]] = {"c": [], "p": []}
-        for kind, key in connection.execute("DELETE FROM lab.changed RETURNING kind::text, id"):
-            keys[kind].append(key)
+        keys = capture.drain(connection)
         if keys["c"] or keys["p"]:
             keys["p"] += [row[0] for row in connection.execute(TAKE_ALONG, keys)]
             for statement in BRING_OVER:
@@ -319,16 +283,12 @@ def _undo(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s
 
     Customers write on meanwhile, and have nothing to wait for where something stays.
     """
-    if _exists(connection, "to_regproc('lab.note_change')"):
-        connection.execute(DISARM)
+    capture.disarm(connection)
     for leaf in reversed(leaves):
         connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(leaf.identifier()))
         connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(gates.gate_of(leaf)))
-    triggers: list[Any] = connection.execute(TRIGGERS).fetchall()
     try:
-        for (table,) in triggers:
-            drop = sql.SQL("DROP TRIGGER lab_note_change ON public.{}")
-            _alter(connection, table, drop.format(sql.Identifier(table)), timeout_s)
+        capture.unwatch(connection, timeout_s)
         _clean_up(connection, timeout_s)
     except LabError:
         return "trigger lab_note_change"
@@ -350,26 +310,13 @@ def _give_up(login: Login, leaves: Sequence[Leaf], reason: str) -> str:
     return f"partitioning was given up, nothing is changed{rest if left else ''}: {reason}"
 
 
-def _alter(
-    connection: psycopg.Connection[Any], table: str, statement: sql.Composed, timeout_s: float
-) -> None:
-    def work() -> None:
-        connection.execute(statement)
-
-    exclusively(connection, [sql.Identifier("public", table)], work, timeout_s)
-
-
 def _clean_up(connection: psycopg.Connection[Any], timeout_s: float) -> None:
     def work() -> None:
         for statement in CLEAN_UP:
             connection.execute(statement)
+        capture.end(connection)
 
     exclusively(connection, [], work, timeout_s)
-
-
-def _exists(connection: psycopg.Connection[Any], lookup: LiteralString) -> bool:
-    row = connection.execute(sql.SQL("SELECT {} IS NOT NULL").format(sql.SQL(lookup))).fetchone()
-    return bool(row and row[0])
 
 
 def _size(connection: psycopg.Connection[Any]) -> int:

@@ -11,7 +11,6 @@ always; between the two commits, for a round trip, there is none.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from workload.errors import LabError
 from workload.ledger import Ledger
 from workload.processes import locked
 from workload.purge import clean_statistics, drop_old_wal
+from workload.rewrite import Rewritten, rewrite
 from workload.sql import connect, describe
 from workload.topology import Topology
 
@@ -96,10 +96,11 @@ def move(
     customer: UUID,
     country: str,
     step: Step = lambda name: None,
-) -> tuple[Person, Person]:
+) -> tuple[Person, Person, Rewritten | None]:
     """Move a customer with all purchases to another country; return who they were and are.
 
-    Raises LabError with what is in the way; the customer is at one home then, where a second try
+    And what it took to have no bytes of them in the old home's files; None within a region. Raises
+    LabError with what is in the way; the customer is at one home then, where a second try
     finds them.
     """
     check_phase(topology)
@@ -114,7 +115,7 @@ def move(
     moved = replace(person, country=country, region=target)
     if target == person.region:
         _change_country(topology, password, person, country)
-        return person, moved
+        return person, moved, None
     moved = replace(moved, node=str(topology.primary_of(target)))
     with (
         _open(topology, password, person.node) as old,
@@ -127,8 +128,7 @@ def move(
             raise LabError(f"customer {customer} was not moved: {describe(error)}") from None
     _follow_canary(topology, moved)
     step("scrub")
-    scrub(topology, password, person.node)
-    return person, moved
+    return person, moved, scrub(topology, password, person.node)
 
 
 def _move(
@@ -233,8 +233,8 @@ def resolve(topology: Topology, password: str) -> list[str]:
     return done
 
 
-def forget(topology: Topology, password: str, customer: UUID) -> Person:
-    """Erase a customer and all purchases everywhere; return who it was.
+def forget(topology: Topology, password: str, customer: UUID) -> tuple[Person, Rewritten]:
+    """Erase a customer and all purchases everywhere; return who it was, and what the files took.
 
     The ledger notes that its writes are erased, so that they are not taken for lost. Raises
     LabError where a trace of them is left.
@@ -263,27 +263,26 @@ def forget(topology: Topology, password: str, customer: UUID) -> Person:
             )
             connection.execute(TO_SCRUB)
     ledger.close()
-    scrub(topology, password, person.node)
+    rewritten = scrub(topology, password, person.node)
     left = traces(topology, person)
     if left:
         raise LabError(f"customer {customer} is deleted, and traces are left: {', '.join(left)}")
-    return person
+    return person, rewritten
 
 
-def scrub(topology: Topology, password: str, node: str) -> float:
-    """Rewrite a home's files without what was deleted from them; return the seconds it took.
+def scrub(topology: Topology, password: str, node: str) -> Rewritten:
+    """Have no bytes of what was deleted from a home in its files, nor in those of its standbys.
 
-    VACUUM FULL, since plain VACUUM leaves the bytes of deleted rows in their pages. Its tables
-    cannot be used meanwhile. Then statistics and WAL, on standbys too.
+    Its leaves are written anew, since a VACUUM leaves deleted rows in their pages; then statistics
+    and WAL go.
     """
-    started = time.monotonic()
     region = topology.nodes[node]["region"]
     with _open(topology, password, node) as connection:
         since = connection.execute("SELECT clock_timestamp()").fetchone()
-        for table in ("purchase", "customer"):
-            connection.execute(sql.SQL("VACUUM (FULL, ANALYZE) {}").format(_leaf(region, table)))
+    login = topology.operator_login(node, password)
+    rewritten = rewrite(login, topology.countries(), region)
+    with _open(topology, password, node) as connection:
         clean_statistics(connection)
-    rewritten = time.monotonic() - started
     drop_old_wal(topology, password, node)
     with _open(topology, password, node) as connection:
         connection.execute("DELETE FROM lab.to_scrub WHERE since <= %s", since)

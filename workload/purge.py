@@ -18,8 +18,9 @@ from workload.cutover import RETIRED
 from workload.errors import LabError
 from workload.foreign import STAGED, relkind
 from workload.leaves import leaves_of
+from workload.locks import LOCKS_S
 from workload.replication import poll
-from workload.sql import connect, describe
+from workload.sql import connect, describe, take_turns
 from workload.topology import Topology
 
 #: Seconds for old WAL to go: a standby has to have it first.
@@ -95,6 +96,7 @@ def _purge_node(
     removed = []
     with connect(topology.operator_login(node, password), 10) as connection:
         connection.autocommit = True
+        take_turns(connection, LOCKS_S)
         if replicas.unsubscribe(connection):
             removed.append("subscription")
         slots = [replicas.slot(name) for name in topology.nodes]

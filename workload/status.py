@@ -30,9 +30,11 @@ CONNECT_S, STATEMENT_S, TIMEOUT_S = 2, 2, 5.0
 #: Bytes that a follower may be behind before that is an illness.
 LAG_BYTES = 64 << 20
 #: Schemas that stand while rows are on their way, and no longer.
-PASSING = ("retired", "staged", "incoming")
+PASSING = ("retired", "staged", "incoming", "rewritten")
 #: What prepared transactions of moves begin with, and seconds that a move may take.
 MOVE, MOVE_S = "lab_move_", 10.0
+#: Seconds in which millions of rows are written anew.
+REWRITE_S = 120.0
 
 _NODE = """
 SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS in_recovery,
@@ -44,6 +46,8 @@ SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS in_r
 """
 _SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname = ANY(%s) ORDER BY 1"
 _CAPTURE = "SELECT to_regclass('lab.changed') IS NOT NULL"
+_HAS_DELETED = "SELECT to_regclass('lab.to_scrub') IS NOT NULL"
+_DELETED = "SELECT extract(epoch FROM clock_timestamp() - min(since))::float8 FROM lab.to_scrub"
 _PREPARED = """
 SELECT gid, extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts
 WHERE database = current_database() ORDER BY prepared
@@ -90,7 +94,10 @@ class Seen:
     #: A playbook or a move holds the lock that runs take turns by.
     at_work: bool = False
     schemas: Sequence[str] = ()
-    is_partitioning: bool = False
+    #: Triggers note which rows change.
+    is_captured: bool = False
+    #: Seconds since rows were deleted whose bytes are in the files yet.
+    deleted_s: float | None = None
     #: (gid, age in seconds)
     prepared: Sequence[tuple[str, float]] = ()
     #: (name, enabled, running)
@@ -190,7 +197,9 @@ def _look(connection: psycopg.Connection[Any], schemas: Sequence[str]) -> Seen:
         max_connections=most,
         at_work=at_work,
         schemas=[name for (name,) in rows(_SCHEMAS, list(schemas))],
-        is_partitioning=bool(rows(_CAPTURE)[0][0]),
+        is_captured=bool(rows(_CAPTURE)[0][0]),
+        # A standby has its primary's word.
+        deleted_s=rows(_DELETED)[0][0] if not in_recovery and rows(_HAS_DELETED)[0][0] else None,
         prepared=[(gid, age) for gid, age in rows(_PREPARED)],
         # A standby shows its primary's, which do nothing here.
         subscriptions=[] if in_recovery else [tuple(row) for row in rows(_SUBSCRIPTIONS)],
@@ -329,8 +338,15 @@ def _of_left_overs(status: Status, name: str, seen: Seen, again: str) -> Iterabl
         return  # What a run at work has made for the time being is no left-over.
     for schema in seen.schemas:
         yield f"schema {schema} on {name} is left of a run that was cut short: {_player(schema)}"
-    if seen.is_partitioning:
-        yield f"partitioning of {name} was cut short: make shard"
+    if seen.is_captured:
+        is_after = status.topology.phase == "after"
+        what = "writing the leaves anew" if is_after else "partitioning"
+        yield f"{what} on {name} was cut short: make {'after' if is_after else 'shard'}"
+    if seen.deleted_s is not None and seen.deleted_s > REWRITE_S:
+        yield (
+            f"bytes of rows that were deleted {seen.deleted_s:,.0f} s ago are in the files of"
+            f" {name} yet: make after removes them"
+        )
     for gid, age in seen.prepared:
         if not gid.startswith(MOVE):
             yield (
@@ -340,7 +356,7 @@ def _of_left_overs(status: Status, name: str, seen: Seen, again: str) -> Iterabl
         elif age > MOVE_S:
             yield (
                 f"a move of a customer to {name} was interrupted {age:,.0f} s ago ('{gid}'): the"
-                " next make move, of whomever, finishes it or undoes it"
+                " next make move, of whomever, or make after finishes it or undoes it"
             )
     if status.topology.phase == "after":
         for follower in seen.followers:

@@ -1,10 +1,14 @@
-"""Action: remove what is left of rows that moved: tables, slots, statistics, WAL."""
+"""Action: remove what is left of rows that moved: tables, slots, statistics, WAL.
+
+And end what was cut short of one customer's move or erasure.
+"""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
+from workload.people import resolve
 from workload.purge import purge
 from workload.topology import Topology
 
@@ -21,4 +25,7 @@ class ActionModule(LabAction):
             return {"changed": topology.phase != "after", "removed": []}
         regions = countries_of(arguments)
         removed = purge(topology, arguments["password"], regions)
-        return {"changed": bool(removed), "removed": removed}
+        ended = resolve(topology, arguments["password"])
+        for line in ended:
+            self.say(line)
+        return {"changed": bool(removed or ended), "removed": removed}

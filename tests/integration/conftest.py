@@ -1,16 +1,26 @@
-"""One server without a lab around it."""
+"""One server without a lab around it, and the sharded schema on it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import jinja2
+import psycopg
 import pytest
 
 from tests.fixtures.labs import free_ports
+from workload.leaves import leaves_of
 from workload.runtime import embedded
 from workload.runtime.embedded import EmbeddedServer
+from workload.sql import Login
 
 PASSWORD = "secret"
+SCHEMA = Path(__file__).resolve().parents[2] / "roles/shards/templates/schema.sql.j2"
+REGIONS = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y"]}
+#: What the domain knows, so that a country can come.
+KNOWN = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y", "br"]}
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +33,32 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
     made.start()
     yield made
     made.remove()
+
+
+@pytest.fixture
+def login(server: EmbeddedServer) -> Login:
+    """Return the operator's login on the server."""
+    return Login("127.0.0.1", server.port, "postgres", PASSWORD)
+
+
+@pytest.fixture
+def connection(login: Login) -> Iterator[psycopg.Connection[Any]]:
+    """Return a connection to a node with the sharded schema and all leaves, empty."""
+    with psycopg.connect(login.conninfo(), autocommit=True) as made:
+        made.execute(
+            "DROP SCHEMA IF EXISTS global, lab, eu, us, gate_us, rewritten_us, retired_us CASCADE"
+        )
+        made.execute("SET client_min_messages = debug1")
+        schema = jinja2.Template(SCHEMA.read_text(), trim_blocks=True).render(
+            shards_regions={name: {"countries": found} for name, found in KNOWN.items()},
+            shards_default_country="uk",
+        )
+        made.execute(schema.encode())
+        for leaf in leaves_of(REGIONS):
+            made.execute(leaf.create())
+            for statement in leaf.key_statements():
+                made.execute(statement)
+            made.execute(leaf.attach())
+            for statement in leaf.references():
+                made.execute(statement)
+        yield made

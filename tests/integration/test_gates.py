@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import psycopg
 import pytest
 from psycopg import sql
 
-from tests.integration.conftest import PASSWORD
+from tests.integration.conftest import KNOWN, REGIONS
 from workload.bounds import prove, settle
 from workload.gates import gate_of, put_in, put_up, rebound, take_down, take_out
 from workload.leaves import TABLES, Leaf, leaves_of
-from workload.runtime.embedded import EmbeddedServer
-from workload.sql import Login
 
-SCHEMA = Path(__file__).resolve().parents[2] / "roles/shards/templates/schema.sql.j2"
-REGIONS = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y"]}
-#: What the domain knows, so that a country can come.
-KNOWN = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y", "br"]}
 INSERT = "INSERT INTO us.customer (email, country) VALUES ('a', %s)"
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
-
-
-@pytest.fixture
-def connection(server: EmbeddedServer) -> Iterator[psycopg.Connection[Any]]:
-    """Return a connection to a node with the sharded schema and all leaves, empty."""
-    login = Login("127.0.0.1", server.port, "postgres", PASSWORD)
-    with psycopg.connect(login.conninfo(), autocommit=True) as made:
-        made.execute("DROP SCHEMA IF EXISTS global, lab, eu, us, gate_us CASCADE")
-        made.execute("SET client_min_messages = debug1")
-        schema = jinja2.Template(SCHEMA.read_text(), trim_blocks=True).render(
-            shards_regions={name: {"countries": found} for name, found in KNOWN.items()},
-            shards_default_country="uk",
-        )
-        made.execute(schema.encode())
-        for leaf in leaves_of(REGIONS):
-            made.execute(leaf.create())
-            for statement in leaf.key_statements():
-                made.execute(statement)
-            made.execute(leaf.attach())
-        yield made
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ One lab walks through it in order, the tests of a module share it.
 from __future__ import annotations
 
 import json
-import signal
 import statistics
 import subprocess
 import threading
@@ -20,7 +19,14 @@ import psycopg
 import pytest
 
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, Play, eventually
-from tests.fixtures.traffic import acknowledged, experience, lost, play_traffic, traffic
+from tests.fixtures.traffic import (
+    acknowledged,
+    customers,
+    experience,
+    lost,
+    play_traffic,
+    traffic,
+)
 from workload import cutover
 from workload.audit import canaries
 from workload.audit.places import Where
@@ -135,25 +141,6 @@ def at_work(sessions: Collection[Writer | Reader]) -> Iterator[None]:
             found.stop.set()
         for thread in threads:
             thread.join(30)
-
-
-@contextmanager
-def customers(lab: LabUnderTest, users: int = 54) -> Iterator[None]:
-    """Let customers of all regions trade, and fail where a request of theirs does."""
-    process = lab.start_workload(
-        "traffic", "--headless", "--time=240", f"--users={users}", "--spawn-rate=54",
-        LAB_THINK_TIME="0.3",
-    )  # fmt: skip
-    try:
-        already = acknowledged(lab)
-        eventually(lambda: acknowledged(lab) > already + 100)
-        yield
-        already = acknowledged(lab)
-        eventually(lambda: acknowledged(lab) > already + 200, 30)
-    finally:
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, said  # Locust's own: 0 where no request failed.
 
 
 def assert_whole(lab: LabUnderTest) -> None:

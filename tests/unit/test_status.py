@@ -143,6 +143,15 @@ def test_what_a_killed_run_left_is_named_with_what_ends_it() -> None:
     assert list(illnesses(replace(found, nodes=busy))) == []
 
 
+def test_what_a_killed_rewrite_left_is_ended_by_make_after() -> None:
+    line = wrong(lab("after", us=replace(UP, is_captured=True)))
+    assert line == "writing the leaves anew on us was cut short: make after"
+    assert wrong(lab("after", us=replace(UP, schemas=["rewritten_us"]))).endswith("make after")
+    line = wrong(lab("after", us=replace(UP, deleted_s=3600.0)))
+    assert "deleted 3,600 s ago are in the files of us yet: make after" in line
+    assert list(illnesses(lab("after", us=replace(UP, deleted_s=5.0)))) == []
+
+
 def test_prepared_transactions() -> None:
     moved = replace(UP, prepared=[("lab_move_x_from_eu", 60.0)])
     assert "make move" in wrong(lab("after", us=moved))
