@@ -10,7 +10,13 @@ import time
 import pytest
 
 from tests.fixtures.labs import LabUnderTest, eventually
-from tests.fixtures.traffic import acknowledged, experience, lost, play_traffic, traffic
+from tests.fixtures.traffic import (
+    customers,
+    experience,
+    lost,
+    play_traffic,
+    traffic,
+)
 from workload.runtime.embedded import find_bin_dir
 from workload.topology import Topology
 from workload.wan import control
@@ -22,18 +28,8 @@ pytestmark = pytest.mark.slow
 def world(shared_lab: LabUnderTest) -> LabUnderTest:
     """Return a lab that went the road up to expand_world while EU customers were writing."""
     shared_lab.play_ok("expand_eu")
-    process = shared_lab.start_workload(
-        "traffic", "--headless", "--time=60", "--users=50", "--spawn-rate=50", LAB_THINK_TIME="0.2"
-    )
-    try:
-        eventually(lambda: acknowledged(shared_lab) > 100, 20)
+    with customers(shared_lab):
         shared_lab.play_ok("expand_world")
-        already = acknowledged(shared_lab)
-        eventually(lambda: acknowledged(shared_lab) > already + 100, 20)
-    finally:
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, said  # Locust's own: 0 where no request failed.
     assert lost(shared_lab) == 0
     return shared_lab
 

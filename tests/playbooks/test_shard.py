@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,14 @@ import psycopg
 import pytest
 
 from tests.fixtures.labs import LabUnderTest, Play, eventually
-from tests.fixtures.traffic import acknowledged, experience, lost, play_traffic, traffic
+from tests.fixtures.traffic import (
+    acknowledged,
+    customers,
+    experience,
+    lost,
+    play_traffic,
+    traffic,
+)
 from workload.topology import Topology
 
 pytestmark = pytest.mark.slow
@@ -68,21 +74,10 @@ def sharded(shared_lab: LabUnderTest) -> Iterator[Sharded]:
             session.execute(f"EXECUTE buy ('{customer}', 1)".encode())
             for name in ("customers", "purchases", "join_them"):
                 session.execute(f"EXECUTE {name} ('{customer}')".encode())
-        process = lab.start_workload(
-            "traffic", "--headless", "--time=120", "--users=54", "--spawn-rate=54",
-            LAB_THINK_TIME="0.3",
-        )  # fmt: skip
-        try:
+        with customers(lab):
             connected = "SELECT count(*) >= 50 FROM pg_stat_activity WHERE usename = 'customers'"
             eventually(lambda: lab.query(connected)[0][0])
-            eventually(lambda: acknowledged(lab) > 100)
             play = lab.play_ok("shard")
-            already = acknowledged(lab)
-            eventually(lambda: acknowledged(lab) > already + 200, 30)
-        finally:
-            process.send_signal(signal.SIGINT)
-            said, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, said  # Locust's own: 0 where no request failed.
         yield Sharded(lab, play, session, customer)
 
 
