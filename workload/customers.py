@@ -22,7 +22,7 @@ from psycopg.pq import TransactionStatus
 from workload.errors import LabError
 from workload.lab import Lab
 from workload.ledger import Kind, Ledger, Mark
-from workload.statements import OLD, SIGN_UP_WITH_COUNTRY, Statements, statements_for
+from workload.statements import FIND, OLD, SIGN_UP_WITH_COUNTRY, Statements, statements_for
 from workload.topology import Topology
 
 #: Seconds until a customer gives up on an operation. TCP cannot see a link that went silent.
@@ -42,6 +42,8 @@ FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 1.0
 TOPOLOGY_S = 0.05
 #: Customers open their sessions' connections to a new home within this many round trips.
 WARM_UP_ROUND_TRIPS = 20
+#: Seconds for a customer who is being moved to appear at their new home.
+MOVE_S = 2.0
 
 # psycopg waits in C, holding up every customer of the process, unless it finds the sockets patched
 # when it is imported.
@@ -239,6 +241,7 @@ class Session:
         error: BaseException | None = None
         mark: Mark = "U"
         row = None
+        is_unknown = False
         timeout = gevent.Timeout.start_new(OPERATION_TIMEOUT_S)
         started = time.perf_counter()
         try:
@@ -248,6 +251,7 @@ class Session:
             error = caught
             if _is_refusal(caught.sqlstate):
                 mark = "F"
+            is_unknown = isinstance(caught, psycopg.errors.ForeignKeyViolation)
         except gevent.Timeout as caught:
             if caught is not timeout:
                 raise
@@ -258,7 +262,9 @@ class Session:
                 connection = self.connection
                 if connection.closed or connection.pgconn.transaction_status != _IDLE:
                     self.drop()
-        self.record(name, started, error)
+        # Refused for want of the customer, who was moved or erased meanwhile: that is no failure.
+        if not (is_unknown and self.customer.follow()):
+            self.record(name, started, error)
         return mark, row
 
     def warm_up(self) -> None:
@@ -317,7 +323,8 @@ class Customer(User):
 
     abstract = True
     _state: str | None
-    region: ClassVar[str]
+    #: Where they are; the class has it for those who were never moved.
+    region: str
     market: ClassVar[Market]
 
     def on_start(self) -> None:
@@ -395,18 +402,27 @@ class Customer(User):
 
     def purchase(self, name: str, count: int) -> None:
         """Make some purchases, all or none."""
-        if not self.writer.is_connected(name):
-            return
-        said = self.said(self.writer)
-        # Not from the seed: a second run would repeat the first one's ids.
-        keys = [uuid4() for _ in range(count)]
-        country = (self.country,) if said.has_country else ()
-        rows = [
-            (said.buy, (key, self.customer_id, self.random.randint(0, 10_000) / 100, *country))
-            for key in keys
-        ]
-        if self.write(name, "p", keys, rows):
-            self.last_purchase = keys[-1]
+        # A second time where they turn out to be at home elsewhere by now.
+        for _ in range(2):
+            if self.customer_id is None or not self.writer.is_connected(name):
+                return
+            said, home = self.said(self.writer), self.home
+            # Not from the seed: a second run would repeat the first one's ids.
+            keys = [uuid4() for _ in range(count)]
+            country = (self.country,) if said.has_country else ()
+            rows = [
+                (said.buy, (key, self.customer_id, self.random.randint(0, 10_000) / 100, *country))
+                for key in keys
+            ]
+            if self.write(name, "p", keys, rows):
+                self.last_purchase = keys[-1]
+            if self.home == home:
+                return
+
+    @property
+    def home(self) -> tuple[str | None, str]:
+        """Their country, and the region that they are in."""
+        return self.country, self.region
 
     def said(self, session: Session) -> Statements:
         """Return what this customer says; one without a country goes on as at the start."""
@@ -420,9 +436,44 @@ class Customer(User):
         said = self.said(session)
         country = (self.country,) if said.has_country else ()
         row = session.run("look", said.look, (self.last_purchase, self.customer_id, *country))[1]
-        if row is not None and self.last_purchase is not None and not row[2]:
+        if row is None or self.last_purchase is None or row[2]:
+            return
+        if not self.follow():
             stale = self.market.stale_reads
             stale[self.region, "look"] = stale.get((self.region, "look"), 0) + 1
+
+    def follow(self) -> bool:
+        """Find out where one is at home now, and go there; return whether that is elsewhere.
+
+        An operator may have moved them to another country. Who is nowhere was erased, and signs up
+        anew.
+        """
+        try:
+            if self.market.topology().tables != "home" or self.writer.connection is None:
+                return False
+            deadline = time.monotonic() + MOVE_S
+            while True:
+                with gevent.Timeout(OPERATION_TIMEOUT_S):
+                    found = self.writer.execute(FIND, (self.customer_id,), prepare=False)
+                if found or time.monotonic() > deadline:
+                    break
+                # Between the two homes, for a round trip.
+                gevent.sleep(0.1)
+        except LabError:
+            return False
+        except (psycopg.Error, gevent.Timeout):
+            self.writer.drop()
+            return False
+        if found == self.home:
+            return False
+        self.last_purchase = None
+        if found is None:
+            self.customer_id = self.country = None
+        else:
+            self.country, self.region = found
+        self.writer.drop()
+        self.reader.drop()
+        return True
 
     def looks_elsewhere(self) -> bool:
         """Tell whether the region's customers look at another node than they write to."""

@@ -244,10 +244,31 @@ def forget(topology: Topology, password: str, customer: UUID) -> tuple[Person, R
     person = find(topology, password, customer)
     if any(UUID(canary.id) == customer for canary in canaries.load(topology.lab)):
         raise LabError(f"customer {customer} is a canary of the audit, which would miss it")
+    try:
+        _erase(topology, password, person)
+    except psycopg.Error as error:
+        raise LabError(f"customer {customer} was not erased: {describe(error)}") from None
+    rewritten = scrub(topology, password, person.node)
+    left = traces(topology, person)
+    if left:
+        raise LabError(f"customer {customer} is deleted, and traces are left: {', '.join(left)}")
+    return person, rewritten
+
+
+def _erase(topology: Topology, password: str, person: Person) -> None:
+    """Delete a customer and all purchases, noted in the ledger; raises psycopg.Error."""
+    customer = person.id
     ledger = Ledger(topology.lab.home / "ledger")
     with _open(topology, password, person.node) as connection:
         connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
         with connection.transaction():
+            # Nobody adds a purchase from here on: its foreign key wants this row.
+            connection.execute(
+                sql.SQL("SELECT FROM {} WHERE id = %s FOR UPDATE").format(
+                    _leaf(person.region, "customer")
+                ),
+                (customer,),
+            )
             gone = connection.execute(
                 sql.SQL("DELETE FROM {} WHERE customer_id = %s RETURNING id").format(
                     _leaf(person.region, "purchase")
@@ -263,11 +284,6 @@ def forget(topology: Topology, password: str, customer: UUID) -> tuple[Person, R
             )
             connection.execute(TO_SCRUB)
     ledger.close()
-    rewritten = scrub(topology, password, person.node)
-    left = traces(topology, person)
-    if left:
-        raise LabError(f"customer {customer} is deleted, and traces are left: {', '.join(left)}")
-    return person, rewritten
 
 
 def scrub(topology: Topology, password: str, node: str) -> Rewritten:

@@ -33,6 +33,8 @@ OLD = Statements(
 )
 #: Where customers have a country and their purchases do not.
 SIGN_UP_WITH_COUNTRY = "INSERT INTO customer (id, email, country) VALUES (%s, %s, %s)"
+#: Where a customer is at home, by id alone; in phase after.
+FIND = "SELECT country, region FROM global.find_customer(%s)"
 
 
 def sharded(schema: str) -> Statements:

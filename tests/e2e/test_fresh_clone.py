@@ -23,7 +23,7 @@ from workload.teardown import remove
 
 pytestmark = pytest.mark.slow
 NO_ENGINE = "unix:///nonexistent/docker.sock"
-SECONDS = "5"
+SECONDS = "3"
 
 
 class Clone:
@@ -79,7 +79,7 @@ class Clone:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=420,
             check=False,
         )
 

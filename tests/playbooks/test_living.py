@@ -329,6 +329,40 @@ def test_nobody_is_held_up_by_a_move_or_an_erasure(after: LabUnderTest) -> None:
     assert verified.returncode == 0, verified.stdout
 
 
+def trading(lab: LabUnderTest, region: str) -> str:
+    """Return a customer of a region who trades now."""
+    statement = (
+        f"SELECT customer_id::text FROM {region}.purchase p JOIN {region}.customer c"
+        f" ON c.id = customer_id WHERE email ~ '^{region}_[0-9a-f]{{12}}@'"
+        " GROUP BY 1 ORDER BY count(*) DESC LIMIT 1"
+    )
+    eventually(lambda: lab.query(statement, HOMES[region]))
+    return str(lab.query(statement, HOMES[region])[0][0])
+
+
+def test_those_who_are_moved_or_erased_while_they_trade_go_on(after: LabUnderTest) -> None:
+    """Nobody fails: who was moved buys at the new home, who was erased signs up anew."""
+    # Whoever traded before is no more.
+    for region, offset in HOMES.items():
+        rows = f"UPDATE {region}.customer SET email = 'gone' WHERE email ~ '^{region}_'"
+        after.query(f"{rows} AND email ~ '_[0-9a-f]{{12}}@' RETURNING 1", offset)
+    with customers(after, users=12):
+        moved = trading(after, "us")
+        bought = f"SELECT count(*) FROM jp.purchase WHERE customer_id = '{moved}'"
+        erased = trading(after, "eu")
+        for done in (
+            after.workload("move", CUSTOMER=moved, COUNTRY="jp"),
+            after.workload("forget", CUSTOMER=erased),
+        ):
+            assert done.returncode == 0, done.stdout + done.stderr
+        ((before,),) = after.query(bought, JP)
+        eventually(lambda: after.query(bought, JP)[0][0] > before + 2, 30)
+    assert [region for region, _ in homes(after, moved)] == ["jp"]
+    assert homes(after, erased) == []
+    verified = after.workload("verify")
+    assert verified.returncode == 0, verified.stdout
+
+
 def test_move_that_was_killed_is_finished_by_the_playbook(after: LabUnderTest) -> None:
     key = new_customer(after, "de")
     with psycopg.connect(after.login().conninfo(), autocommit=True) as connection:
