@@ -198,13 +198,18 @@ def let_through(
             )
 
 
-def let_nobody_through(connection: psycopg.Connection[Any], region: str) -> bool:
-    """Have nobody pass by here on the way to a region; return whether anybody could."""
-    found = connection.execute(
+def may_pass(connection: psycopg.Connection[Any], region: str) -> list[str]:
+    """Return the roles that may pass by here on the way to a region."""
+    rows = connection.execute(
         "SELECT usename FROM pg_user_mappings WHERE srvname = %s AND usename = ANY(%s)",
         (region, list(SECRETS)),
     ).fetchall()
-    for (role,) in found:
+    return [role for (role,) in rows]
+
+
+def let_nobody_through(connection: psycopg.Connection[Any], region: str) -> None:
+    """Have nobody pass by here on the way to a region."""
+    for role in may_pass(connection, region):
         for table in TABLES:
             connection.execute(
                 sql.SQL("REVOKE ALL ON {} FROM {}").format(
@@ -216,7 +221,6 @@ def let_nobody_through(connection: psycopg.Connection[Any], region: str) -> bool
                 sql.Identifier(role), sql.Identifier(region)
             )
         )
-    return bool(found)
 
 
 def _options(options: Mapping[str, str]) -> sql.Composed:

@@ -22,9 +22,13 @@ from workload.gates import rebound
 from workload.leaves import TABLES, Leaf, columns_of, leaves_of, parents
 from workload.locks import LOCKS_S, exclusively
 from workload.peers import address_between
+from workload.replication import poll
 from workload.scram import verifier
 from workload.sql import connect, describe, take_turns
 from workload.topology import Role, Topology, set_roles
+
+#: Seconds for those to leave who pass by the origin on their way to a region that has moved.
+DETOUR_S = 30.0
 
 
 def home_of(topology: Topology, node: str, region: str) -> list[str]:
@@ -236,14 +240,49 @@ def point_servers(setup: Setup, nodes: Sequence[str] = ()) -> bool:
 
 
 def _end_detours(setup: Setup) -> bool:
-    """Have nobody pass by the origin to rows that all servers point to; return whether one did."""
+    """Have nobody pass by the origin to rows that all servers point to; return whether one did.
+
+    Who is on the way there yet goes on to the end of their transaction. Where one takes too long,
+    the way stays open until the next run.
+    """
     topology = setup.topology
     done = []
     with setup.connect(topology.primaries()[0]) as connection:
         for region in setup.regions:
-            if region != topology.origin() and topology.primary_of(region):
-                done.append(foreign.let_nobody_through(connection, region))
-    return any(done)
+            if region == topology.origin() or not topology.primary_of(region):
+                continue
+            if foreign.may_pass(connection, region) and _has_emptied(setup, connection):
+                foreign.let_nobody_through(connection, region)
+                done.append(region)
+    return bool(done)
+
+
+def _has_emptied(setup: Setup, connection: psycopg.Connection[Any]) -> bool:
+    """Wait for the transactions of those who came to the origin before now; return whether so.
+
+    One may be under way that has not arrived: a session asks for a transaction, and a round trip
+    later for the rows.
+    """
+    rtt_ms = max(
+        (way["rtt_ms"] for region in setup.topology.all_regions for way in region.ways), default=0.0
+    )
+    row: Any = connection.execute(
+        "SELECT clock_timestamp() + %s * interval '1 ms'", (rtt_ms,)
+    ).fetchone()
+
+    def is_empty() -> bool:
+        found: Any = connection.execute(
+            "SELECT clock_timestamp() > %(moment)s AND NOT EXISTS (SELECT FROM pg_stat_activity"
+            " WHERE usename = ANY(%(roles)s) AND xact_start <= %(moment)s)",
+            {"moment": row[0], "roles": list(foreign.SECRETS)},
+        ).fetchone()
+        return bool(found[0])
+
+    try:
+        poll(is_empty, DETOUR_S, "")
+    except LabError:
+        return False
+    return True
 
 
 def _replace_copies(setup: Setup, name: str) -> bool:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
@@ -27,10 +27,12 @@ from tests.fixtures.traffic import (
     play_traffic,
     traffic,
 )
-from workload import cutover
+from workload import cutover, foreign
 from workload.audit import canaries
 from workload.audit.places import Where
 from workload.audit.run import audit
+from workload.homes import Setup, point_servers
+from workload.leaves import leaves_of
 from workload.topology import Topology
 from workload.verify import verify
 from workload.wan import control
@@ -470,6 +472,35 @@ def test_foreign_sessions_use_tls_with_few_rights(after: After) -> None:
             (f"%{lab.lab.secret_file('foreign_operator').read_text()}%",),
         ).fetchone()
         assert row == (0,)
+
+
+def test_who_passes_by_the_origin_goes_on_to_the_end_of_their_transaction(after: After) -> None:
+    """As on the way to after: a session from elsewhere is there already when servers turn."""
+    lab = after.lab
+    topology = Topology.load(lab.lab)
+    setup = Setup(topology, "password", topology.countries(), topology.user)
+    secrets = {role: lab.lab.secret_file(role).read_text() for role in foreign.SECRETS}
+    with setup.connect("eu") as operator:
+        foreign.let_through(operator, leaves_of(setup.regions, ["us"]), "us", secrets)
+    login = replace(lab.login(), user="foreign_customers", password=secrets["foreign_customers"])
+    done = threading.Event()
+
+    def turn() -> None:
+        point_servers(setup)
+        done.set()
+
+    turning = threading.Thread(target=turn)
+    with psycopg.connect(login.conninfo()) as passing:
+        passing.execute("SELECT 1")
+        turning.start()
+        # More than the round trip in which somebody may be on the way.
+        assert not done.wait(1)
+        assert passing.execute("SELECT count(*) > 0 FROM us.customer").fetchone() == (True,)
+        passing.rollback()
+        assert done.wait(30)
+        turning.join()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            passing.execute("SELECT count(*) FROM us.customer")
 
 
 @pytest.mark.parametrize(
