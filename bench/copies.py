@@ -60,6 +60,7 @@ def empty(target: Login, leaves: Sequence[Leaf]) -> None:
 
 
 def count(login: Login, leaves: Sequence[Leaf], at_home: bool = True) -> int:
+    """Return the rows of leaves where they are at home, or of the measured copies."""
     with connect(login) as connection:
         names = [
             sql.Identifier(leaf.region, leaf.table) if at_home else leaf.identifier()

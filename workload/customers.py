@@ -241,7 +241,7 @@ class Session:
         error: BaseException | None = None
         mark: Mark = "U"
         row = None
-        is_unknown = False
+        is_orphan = False
         timeout = gevent.Timeout.start_new(OPERATION_TIMEOUT_S)
         started = time.perf_counter()
         try:
@@ -251,7 +251,7 @@ class Session:
             error = caught
             if _is_refusal(caught.sqlstate):
                 mark = "F"
-            is_unknown = isinstance(caught, psycopg.errors.ForeignKeyViolation)
+            is_orphan = isinstance(caught, psycopg.errors.ForeignKeyViolation)
         except gevent.Timeout as caught:
             if caught is not timeout:
                 raise
@@ -263,7 +263,7 @@ class Session:
                 if connection.closed or connection.pgconn.transaction_status != _IDLE:
                     self.drop()
         # Refused for want of the customer, who was moved or erased meanwhile: that is no failure.
-        if not (is_unknown and self.customer.follow()):
+        if not (is_orphan and self.customer.follow()):
             self.record(name, started, error)
         return mark, row
 
@@ -464,7 +464,8 @@ class Customer(User):
         except (psycopg.Error, gevent.Timeout):
             self.writer.drop()
             return False
-        if found == self.home:
+        # One who signed up before customers had a country does not know theirs.
+        if found and found == (self.country or found[0], self.region):
             return False
         self.last_purchase = None
         if found is None:

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from workload.errors import LabError
 from workload.experience import milliseconds
 from workload.lab import Lab, write_atomically
 
@@ -67,9 +68,15 @@ def save(lab: Lab, rows: list[Step]) -> None:
 
 
 def load(lab: Lab) -> list[Step]:
-    """Return the rows of all steps that customers traded through."""
+    """Return the rows of all steps that customers traded through.
+
+    Raises LabError for a damaged file.
+    """
     path = _path(lab)
-    return [Step(**row) for row in json.loads(path.read_text())] if path.exists() else []
+    try:
+        return [Step(**row) for row in json.loads(path.read_text())] if path.exists() else []
+    except (OSError, ValueError, TypeError) as error:
+        raise LabError(f"{path} cannot be read ({error}): remove it") from error
 
 
 def _path(lab: Lab) -> Path:

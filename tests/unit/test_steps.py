@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from workload import steps
+from workload.errors import LabError
 from workload.lab import Lab
 from workload.steps import Step
 
@@ -48,3 +51,11 @@ def test_a_step_takes_the_place_of_its_own_earlier_one(tmp_path: Path) -> None:
     for rows in ([first], [other], [again]):
         steps.save(lab, rows)
     assert steps.load(lab) == [other, again]
+
+
+@pytest.mark.parametrize("text", ["{", '[{"phase": "shard"}]', "[1]"])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "steps.json").write_text(text)
+    with pytest.raises(LabError, match=r"steps\.json cannot be read .*: remove it"):
+        steps.load(Lab("lab", tmp_path))
