@@ -23,6 +23,9 @@ from workload.wan import control
 
 pytestmark = pytest.mark.slow
 
+#: What a busy machine may add to a p50.
+NOISE_MS = 40
+
 
 @pytest.fixture(scope="module")
 def world(shared_lab: LabUnderTest) -> LabUnderTest:
@@ -67,7 +70,8 @@ def test_customers_pay_one_round_trip_a_statement(world: LabUnderTest) -> None:
             local = rows["eu", operation]["p50_ms"]
             found = rows[region, operation]["p50_ms"]
             assert rtt_ms <= found + 2, (region, operation, found)
-            assert found <= (rtt_ms + local) * 1.05 + 2, (region, operation, found, local)
+            # A second round trip would be more than a busy machine adds.
+            assert found <= rtt_ms + local + NOISE_MS, (region, operation, found, local)
     countries = dict(world.query("SELECT country, count(*) FROM customer GROUP BY 1"))
     regions = {region.name: region for region in Topology.load(world.lab).regions}
     for name in ("us", "jp"):
