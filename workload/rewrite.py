@@ -62,6 +62,10 @@ SELECT string_agg(what, ', ' ORDER BY what) FROM (
   UNION ALL SELECT format('publication %%s', p.pubname)
   FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
   WHERE r.prrelid = ANY(%(leaves)s::regclass[])
+  UNION ALL SELECT format('statistics %%s', stxname) FROM pg_statistic_ext
+  WHERE stxrelid = ANY(%(leaves)s::regclass[])
+  UNION ALL SELECT DISTINCT format('rights on columns of %%s', attrelid::regclass)
+  FROM pg_attribute WHERE attrelid = ANY(%(leaves)s::regclass[]) AND attacl IS NOT NULL
   UNION ALL SELECT format('settings of %%s', oid::regclass) FROM pg_class
   WHERE oid = ANY(%(leaves)s::regclass[]) AND (reloptions IS NOT NULL OR relrowsecurity)
 ) AS found

@@ -280,6 +280,9 @@ def _after(first: Callable[[], None], then: Callable[..., None]) -> Callable[...
         ("CREATE INDEX mine ON us.customer (email)", "index us.mine"),
         ("CREATE VIEW lab.mine AS SELECT id FROM us.purchase", "view lab.mine"),
         ("ALTER TABLE us.purchase ADD CONSTRAINT mine CHECK (amount > 0)", "constraint mine"),
+        ("CREATE STATISTICS us.mine ON email, country FROM us.customer", "statistics mine"),
+        ("GRANT SELECT (email) ON us.customer TO PUBLIC", "rights on columns of us.customer"),
+        ("CREATE PUBLICATION mine FOR TABLE us.purchase", "publication mine"),
         ("ALTER TABLE us.customer SET (fillfactor = 90)", "settings of us.customer"),
         (
             "CREATE TRIGGER mine BEFORE INSERT ON us.customer FOR EACH ROW"
@@ -301,6 +304,7 @@ def test_what_a_person_built_on_a_leaf_is_kept(
     done = rewrite(login, REGIONS, "us")
     assert done.because == named
     assert named in str(done)
+    connection.execute("DROP PUBLICATION IF EXISTS mine")
     assert one(connection, "SELECT 'us.customer'::regclass::oid") == leaf
     assert not has_marker(connection, server)
 
