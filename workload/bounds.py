@@ -22,13 +22,10 @@ def prove(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s
     Raises LabError where they cannot be locked in time, and psycopg's CheckViolation where a leaf
     has a row of another country; nothing is changed then.
     """
-
-    def add() -> None:
-        for leaf in leaves:
-            connection.execute(_drop(leaf))
-            statement = sql.SQL("ALTER TABLE {} ADD {} NOT VALID")
-            connection.execute(statement.format(leaf.identifier(), leaf.check()))
-
+    add = [_drop(leaf) for leaf in leaves] + [
+        sql.SQL("ALTER TABLE {} ADD {} NOT VALID").format(leaf.identifier(), leaf.check())
+        for leaf in leaves
+    ]
     pause_ms, _ = exclusively(connection, in_lock_order(leaves), add, timeout_s)
     try:
         for leaf in leaves:
@@ -51,12 +48,8 @@ def settle(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_
     ).fetchone()
     if found is None:
         return
-
-    def work() -> None:
-        for leaf in leaves:
-            connection.execute(_drop(leaf))
-
-    exclusively(connection, in_lock_order(leaves), work, timeout_s)
+    drop = [_drop(leaf) for leaf in leaves]
+    exclusively(connection, in_lock_order(leaves), drop, timeout_s)
 
 
 def _drop(leaf: Leaf) -> sql.Composed:

@@ -6,7 +6,7 @@ each later change of it is noted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
@@ -58,7 +58,7 @@ def begin(
     pause_ms = 0.0
     for table, name in tables.items():
         watch = sql.SQL(_WATCH).format(table=name, kind=sql.Literal(KINDS[table]))
-        waited_ms, _ = exclusively(connection, [name], _doing(connection, watch), timeout_s)
+        waited_ms, _ = exclusively(connection, [name], [watch], timeout_s)
         pause_ms = max(pause_ms, waited_ms)
     return pause_ms
 
@@ -83,17 +83,10 @@ def unwatch(connection: psycopg.Connection[Any], timeout_s: float) -> None:
     for schema, table in connection.execute(_WATCHED).fetchall():
         name = sql.Identifier(schema, table)
         drop = sql.SQL("DROP TRIGGER lab_note_change ON {}").format(name)
-        exclusively(connection, [name], _doing(connection, drop), timeout_s)
+        exclusively(connection, [name], [drop], timeout_s)
 
 
 def end(connection: psycopg.Connection[Any]) -> None:
     """Take away what the triggers wrote to; nothing has them any more."""
     for statement in _END:
         connection.execute(statement.encode())
-
-
-def _doing(connection: psycopg.Connection[Any], statement: sql.Composed) -> Callable[[], None]:
-    def work() -> None:
-        connection.execute(statement)
-
-    return work

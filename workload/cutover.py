@@ -35,7 +35,7 @@ from workload.errors import LabError
 from workload.homes import Setup
 from workload.leaves import Leaf, leaves_of
 from workload.locks import LOCKS_S, PostponedError, exclusively
-from workload.sql import describe, take_turns
+from workload.sql import describe, take_turns, together
 from workload.topology import Topology, set_roles, set_warm_up
 
 RETIRED = "retired_{region}"
@@ -209,6 +209,15 @@ def _swap(
     retired = sql.Identifier(RETIRED.format(region=region))
     old.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(retired))
     old.execute(sql.SQL("CREATE SCHEMA {}").format(retired))
+    change: list[sql.Composable] = []
+    for leaf in leaves:
+        gate = gates.gate_of(leaf)
+        change += [
+            sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(gate, leaf.identifier()),
+            sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(leaf.identifier(), retired),
+            foreign.unstage(leaf),
+            leaf.attach_to(gate, leaf.identifier()),
+        ]
     origin = setup.topology.primaries()[0]
     with setup.connect(origin) as writer, contextlib.ExitStack() as stack:
         listeners: list[psycopg.Connection[Any]] = []
@@ -232,15 +241,7 @@ def _swap(
             waiting = threading.Thread(target=wait)
             waiting.start()
             try:
-                for leaf in leaves:
-                    gate = gates.gate_of(leaf)
-                    detach = sql.SQL("ALTER TABLE {} DETACH PARTITION {}")
-                    old.execute(detach.format(gate, leaf.identifier()))
-                    old.execute(
-                        sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(leaf.identifier(), retired)
-                    )
-                    old.execute(foreign.unstage(leaf))
-                    old.execute(leaf.attach_to(gate, leaf.identifier()))
+                old.execute(together(change))
             finally:
                 # A link that goes silent must not hold the locks.
                 waiting.join((timeout_ms + rtt_ms) / 1e3)

@@ -63,27 +63,26 @@ def build(connection: psycopg.Connection[Any], leaves: Iterable[Leaf]) -> None:
             )
 
 
-def take_out(connection: psycopg.Connection[Any], leaf: Leaf) -> None:
-    """Take a leaf out of its parent, and its gate too where there is one."""
+def take_out(connection: psycopg.Connection[Any], leaf: Leaf) -> list[sql.Composed]:
+    """Return the statements that take a leaf, and its gate if it has one, out of its parent."""
     gate = gate_of(leaf)
-    for child, parent in (
-        (leaf.identifier(), gate),
-        (gate, leaf.parent()),
-        (leaf.identifier(), leaf.parent()),
-    ):
-        if _is_below(connection, child, parent):
-            statement = sql.SQL("ALTER TABLE {} DETACH PARTITION {}")
-            connection.execute(statement.format(parent, child))
+    return [
+        sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(parent, child)
+        for child, parent in (
+            (leaf.identifier(), gate),
+            (gate, leaf.parent()),
+            (leaf.identifier(), leaf.parent()),
+        )
+        if _is_below(connection, child, parent)
+    ]
 
 
-def put_in(connection: psycopg.Connection[Any], leaf: Leaf) -> None:
-    """Make a leaf that was taken out a partition of its parent, by its gate where there is one."""
-    if stands(connection, leaf):
-        # The empty gate first: what is below it would be asked for a proof a second time.
-        connection.execute(leaf.attach_to(leaf.parent(), gate_of(leaf)))
-        connection.execute(leaf.attach(gate_of(leaf)))
-    else:
-        connection.execute(leaf.attach())
+def put_in(leaf: Leaf, by_gate: bool) -> list[sql.Composed]:
+    """Return the statements that make a leaf that was taken out a partition of its parent."""
+    if not by_gate:
+        return [leaf.attach()]
+    # The empty gate first: what is below it would be asked for a proof a second time.
+    return [leaf.attach_to(leaf.parent(), gate_of(leaf)), leaf.attach(gate_of(leaf))]
 
 
 def put_up(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> float:
@@ -96,13 +95,12 @@ def put_up(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_
         return 0.0
     build(connection, leaves)
     proof_ms = prove(connection, leaves, timeout_s)
-
-    def work() -> None:
-        for leaf in leaves:
-            take_out(connection, leaf)
-            put_in(connection, leaf)
-
-    return max(proof_ms, exclusively(connection, parents(), work, timeout_s)[0])
+    statements = [
+        statement
+        for leaf in leaves
+        for statement in (*take_out(connection, leaf), *put_in(leaf, by_gate=True))
+    ]
+    return max(proof_ms, exclusively(connection, parents(), statements, timeout_s)[0])
 
 
 def take_down(
@@ -115,17 +113,13 @@ def take_down(
     gated = [leaf for leaf in leaves if stands(connection, leaf)]
     if not gated:
         return 0.0
-
-    def work() -> None:
-        for leaf in gated:
-            take_out(connection, leaf)
-        for region in dict.fromkeys(leaf.region for leaf in gated):
-            schema = sql.Identifier(GATE.format(region=region))
-            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
-        for leaf in gated:
-            put_in(connection, leaf)
-
-    return exclusively(connection, parents(), work, timeout_s)[0]
+    statements = [statement for leaf in gated for statement in take_out(connection, leaf)]
+    for region in dict.fromkeys(leaf.region for leaf in gated):
+        schema = sql.Identifier(GATE.format(region=region))
+        statements.append(sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
+    for leaf in gated:
+        statements += put_in(leaf, by_gate=False)
+    return exclusively(connection, parents(), statements, timeout_s)[0]
 
 
 def rebound(
@@ -147,17 +141,13 @@ def rebound(
     settle(connection, settled, timeout_s)
     if not changed:
         return False
-
-    def swap() -> None:
-        # All out before any comes in: a country may go from one leaf to another.
-        for leaf in changed:
-            take_out(connection, leaf)
-        for leaf in changed:
-            put_in(connection, leaf)
-
+    # All out before any comes in: a country may go from one leaf to another.
+    statements = [statement for leaf in changed for statement in take_out(connection, leaf)]
+    for leaf in changed:
+        statements += put_in(leaf, stands(connection, leaf))
     if kind == "r":
         prove(connection, changed, timeout_s)
-    exclusively(connection, parents(), swap, timeout_s)
+    exclusively(connection, parents(), statements, timeout_s)
     return True
 
 

@@ -296,30 +296,23 @@ def _replace_copies(setup: Setup, name: str) -> bool:
     with setup.connect(name) as connection:
         for region in setup.regions:
             leaves = leaves_of(setup.regions, [region])
-            kinds = {foreign.relkind(connection, leaf) for leaf in leaves}
+            kinds = {leaf: foreign.relkind(connection, leaf) for leaf in leaves}
             if region == own:
                 continue
-            if kinds == {"f"} or (own == topology.origin() and "r" in kinds):
+            found = set(kinds.values())
+            if found == {"f"} or (own == topology.origin() and "r" in found):
                 continue
             foreign.stage(connection, leaves)
-
-            def swap(leaves: Sequence[Leaf] = leaves) -> None:
-                for leaf in reversed(leaves):
-                    connection.execute(
-                        sql.SQL("DROP {} IF EXISTS {}").format(
-                            sql.SQL(
-                                "FOREIGN TABLE"
-                                if foreign.relkind(connection, leaf) == "f"
-                                else "TABLE"
-                            ),
-                            leaf.identifier(),
-                        )
-                    )
-                for leaf in leaves:
-                    connection.execute(foreign.unstage(leaf))
-                    connection.execute(leaf.attach())
-                    foreign.grant_customers(connection, [leaf], setup.customers_role)
-
+            staged = foreign.STAGED.format(region=region)
+            foreign.grant_customers(connection, leaves, setup.customers_role, staged)
+            swap = [
+                sql.SQL("DROP {} IF EXISTS {}").format(
+                    sql.SQL("FOREIGN TABLE" if kinds[leaf] == "f" else "TABLE"), leaf.identifier()
+                )
+                for leaf in reversed(leaves)
+            ]
+            for leaf in leaves:
+                swap += [foreign.unstage(leaf), leaf.attach()]
             exclusively(connection, parents(), swap, LOCKS_S)
             done = True
     return done

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import errors, sql
 
 from workload.errors import LabError
-from workload.sql import describe
+from workload.sql import describe, together
 
 #: A deadlock with a customer's transaction is ours to give in to, and sooner than they would.
 DEADLOCK_TIMEOUT_MS = 10
@@ -32,14 +32,16 @@ class PostponedError(Exception):
 def exclusively(
     connection: psycopg.Connection[Any],
     tables: Sequence[sql.Composable],
-    work: Callable[[], None],
+    work: Sequence[sql.Composable] | Callable[[], None],
     timeout_s: float,
     before: Callable[[], object] = lambda: None,
     longest_ms: float = LONGEST_MS,
 ) -> tuple[float, int]:
     """Lock tables in their order and do work in the same transaction, trying again until timeout_s.
 
-    Without tables, the work's own locks are those that are waited for.
+    Without tables, the work's own locks are those that are waited for. Work that is statements is
+    sent together with the lock: on a busy machine it is the turns between this process and the
+    server that customers would wait for.
 
     before runs ahead of each try, without locks. Returns the longest time in ms for which a try
     kept others waiting, from asking for the locks to the commit, and the number of tries. Raises
@@ -48,7 +50,12 @@ def exclusively(
     """
     connection.execute(f"SET deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
     deadline = time.monotonic() + timeout_s
-    lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables))
+    statements: list[sql.Composable] = []
+    if tables:
+        lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables))
+        statements += [lock, sql.SQL("SET LOCAL statement_timeout = 0")]
+    if not callable(work):
+        statements += work
     waited_ms, tries = 0.0, 0
     while True:
         before()
@@ -61,9 +68,10 @@ def exclusively(
                 if tables:
                     # lock_timeout is for each lock; this is for all of them.
                     connection.execute(f"SET LOCAL statement_timeout = {int(timeout_ms)}")
-                    connection.execute(lock)
-                    connection.execute("SET LOCAL statement_timeout = 0")
-                work()
+                if statements:
+                    connection.execute(together(statements))
+                if callable(work):
+                    work()
             waited_ms = max(waited_ms, (time.perf_counter() - started) * 1e3)
             connection.execute("SET lock_timeout = 0")
             return waited_ms, tries

@@ -24,7 +24,7 @@ from workload.bulk import LOAD_SETTINGS, Say, in_parallel, run_all
 from workload.errors import LabError
 from workload.leaves import Leaf, leaves_of
 from workload.locks import exclusively
-from workload.sql import Login, connect, describe, take_turns
+from workload.sql import Login, connect, describe, take_turns, together
 
 #: Keys left to bring over that are few enough to do so while customers wait.
 FEW = 200
@@ -161,7 +161,7 @@ def _move(
     gates.build(connection, [leaf for leaf in leaves if leaf.region in leaving])
     for leaf in leaves:
         connection.execute(leaf.create())
-        gates.put_in(connection, leaf)
+        connection.execute(together(gates.put_in(leaf, gates.stands(connection, leaf))))
     capture.begin(connection, {table: sql.Identifier("public", table) for table in LOAD}, timeout_s)
     rows = _load(login, leaves, say)
     run_all(login, [leaf.key_statements() for leaf in leaves])

@@ -24,7 +24,7 @@ from workload.bulk import LOAD_SETTINGS, run_all
 from workload.errors import LabError
 from workload.leaves import Leaf, in_lock_order, leaves_of, parents
 from workload.locks import LOCKS_S, exclusively
-from workload.sql import Login, connect, describe, take_turns
+from workload.sql import Login, connect, describe, take_turns, together
 
 #: Where leaves stand while they are filled, and where the old ones go.
 REWRITTEN, RETIRED = "rewritten_{region}", "retired_{region}"
@@ -150,16 +150,18 @@ def _rewrite(
         while _bring_over(connection, old, new) > FEW:
             pass
 
+    move = sql.SQL("ALTER TABLE {} SET SCHEMA {}")
+    change: list[sql.Composable] = []
+    for leaf in old:
+        change += gates.take_out(connection, leaf)
+        change.append(move.format(leaf.identifier(), retired))
+    for source, target in zip(old, new, strict=True):
+        change.append(move.format(target.identifier(), sql.Identifier(region)))
+        change += gates.put_in(source, gates.stands(connection, source))
+
     def swap() -> None:
         _bring_over(connection, old, new)
-        for leaf in old:
-            gates.take_out(connection, leaf)
-            move = sql.SQL("ALTER TABLE {} SET SCHEMA {}")
-            connection.execute(move.format(leaf.identifier(), retired))
-        for source, target in zip(old, new, strict=True):
-            move = sql.SQL("ALTER TABLE {} SET SCHEMA {}")
-            connection.execute(move.format(target.identifier(), sql.Identifier(region)))
-            gates.put_in(connection, source)
+        connection.execute(together(change))
 
     tables = [*parents(list(capture.KINDS)), *in_lock_order(old)]
     return max(begin_ms, exclusively(connection, tables, swap, LOCKS_S, until_few)[0])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 
 from workload.errors import LabError, WrongPasswordError
 
@@ -121,6 +121,11 @@ def take_turns(connection: psycopg.Connection[tuple[object, ...]], timeout_s: fl
         raise LabError(
             f"another run of this lab is at work on this node for more than {timeout_s:.0f} s"
         ) from None
+
+
+def together(statements: Iterable[sql.Composable]) -> sql.Composed:
+    """Return statements as one message to the server."""
+    return sql.SQL("; ").join(statements)
 
 
 def _run(connection: psycopg.Connection[tuple[object, ...]], script: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ import pytest
 
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, Play, eventually
 from tests.fixtures.traffic import (
+    NOISE_MS,
     acknowledged,
     customers,
     experience,
@@ -43,8 +44,6 @@ NODES = {"eu": 0, "eu_2": 1, "us": 2, "jp": 3}
 HOMES = {"eu": "de", "us": "us", "jp": "jp"}
 TABLES = ("customer", "purchase", "test")
 RTTS_MS = {"us": 80, "jp": 230}
-#: What a busy machine may add to a pause that a test measures for itself.
-NOISE_MS = 150
 INSERT = "INSERT INTO global.customer (email, country) VALUES (%s, %s)"
 
 
@@ -288,12 +287,15 @@ def test_gives_up_where_the_last_rows_do_not_arrive(sharded: LabUnderTest, state
     assert_not_begun(sharded, "us")
 
 
-#: True while the swap has its locks: it has entered, and made the schema for what it takes out.
-SWAPPING = (
-    "SELECT to_regnamespace('retired_us') IS NOT NULL AND EXISTS (SELECT FROM pg_locks"
-    " WHERE relation = to_regclass('gate_us.customer') AND mode = 'AccessExclusiveLock'"
-    " AND granted)"
-)
+#: Whether the swap has its locks: it has entered, and made the schema for what it takes out. And
+#: how many of the tables of all regions are locked meanwhile, or are to be.
+SWAPPING = """
+SELECT to_regnamespace('retired_us') IS NOT NULL
+    AND coalesce(bool_or(relation = to_regclass('gate_us.customer') AND granted), false),
+  count(*) FILTER (WHERE relation IN (
+    'global.customer'::regclass, 'global.purchase'::regclass, 'global.test'::regclass))
+FROM pg_locks WHERE mode = 'AccessExclusiveLock'
+"""
 
 
 def test_link_that_is_cut_inside_the_swap_holds_nobody_for_long(sharded: LabUnderTest) -> None:
@@ -307,9 +309,10 @@ def test_link_that_is_cut_inside_the_swap_holds_nobody_for_long(sharded: LabUnde
             env=sharded.environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         deadline = time.monotonic() + 60
-        while looking.execute(SWAPPING).fetchone() != (True,):
+        while not (seen := looking.execute(SWAPPING).fetchone() or (False, 0))[0]:
             assert run.poll() is None, run.communicate()
             assert time.monotonic() < deadline
+        assert seen == (True, 0), "the swap locks what customers of all regions use"
         began = time.perf_counter()
         control.set_state(lab, "us-eu", "cut")
         try:
@@ -372,7 +375,10 @@ def test_pauses_are_short(after: After, region: str) -> None:
 
 @pytest.mark.parametrize("region", RTTS_MS)
 def test_prepared_statements_go_on_warm(after: After, region: str) -> None:
-    """Across the WAN an insert takes five round trips; the first one pays the pause besides."""
+    """Across the WAN an insert takes five round trips; the first one pays the pause besides.
+
+    A cold connection would take a dozen more: to jp three times what a busy machine may add.
+    """
     rtt_ms = RTTS_MS[region]
     took = [ms for _, ms in after.writers[region].took]
     far = next(place for place, ms in enumerate(took) if ms > 4.5 * rtt_ms)

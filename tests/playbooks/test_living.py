@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, eventually
-from tests.fixtures.traffic import customers, play_traffic
+from tests.fixtures.traffic import NOISE_MS, customers, play_traffic
 from workload import people
 from workload.audit import canaries
 from workload.errors import LabError
@@ -28,8 +28,6 @@ pytestmark = pytest.mark.slow
 
 EU, US, JP = 0, 2, 3
 HOMES = {"eu": EU, "us": US, "jp": JP}
-#: What a busy machine may add to a pause.
-NOISE_MS = 150
 NOBODY = "00000000-0000-4000-8000-000000000000"
 STEPS = ("begin", "read", "written", "prepared", "deleted", "decided", "done", "scrub")
 
