@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ansible.module_utils.common.yaml import yaml_load
 
 #: Names that Ansible itself puts among a host's variables, beside ansible_*.
 MAGIC = frozenset(
@@ -49,7 +49,7 @@ def role_inputs(roles: str) -> list[str]:
     """Return the names of all inputs of all roles below a folder, by their argument_specs."""
     names: set[str] = set()
     for path in sorted(Path(roles).glob("*/meta/argument_specs.yml")):
-        for entry_point in yaml.safe_load(path.read_text())["argument_specs"].values():
+        for entry_point in yaml_load(path.read_text())["argument_specs"].values():
             names |= set(entry_point.get("options", {}))
     return sorted(names)
 
