@@ -30,7 +30,7 @@ OPERATION_TIMEOUT_S = 5.0
 CONNECT_OPTIONS: dict[str, Any] = {
     "sslmode": "disable",
     "gssencmode": "disable",
-    "connect_timeout": 3,
+    "connect_timeout": int(OPERATION_TIMEOUT_S),
     "keepalives_idle": 2,
     "keepalives_interval": 1,
     "keepalives_count": 3,

@@ -4,7 +4,8 @@ Fails with one line where something is in the way (a port that is taken, a volum
 no engine, no server, a state folder that cannot be written), having changed nothing. Then records
 the lab's name and runtime, so that a later run keeps to them, and generates missing passwords.
 Returns machine: the runtime and why, its image or program folder, the phase reached before, which
-of the nodes exist, and whether the WAN's relay was dead and is started again.
+of the nodes exist, and whether the WAN's relay was dead and is started again; is_past, where the
+lab is past the playbook's phase; and lines that say so to people.
 """
 
 from __future__ import annotations
@@ -56,4 +57,12 @@ class ActionModule(LabAction):
         changed = begin(lab, machine["runtime"], arguments["secrets"], dry_run)
         machine["wan_revived"] = revive_wan(lab, dry_run)
         changed = changed or machine["wan_revived"]
-        return {"changed": changed, "machine": machine, "is_past": is_past}
+        lines = [f"{machine['runtime']} runtime: {machine['why']}"]
+        if machine["wan_revived"]:
+            lines.append(f"the WAN's relay was dead{'' if dry_run else ': started again'}")
+        if is_past:
+            lines.append(
+                f"the lab is in phase {machine['phase']}, which is past {arguments['builds']}:"
+                " nothing to do"
+            )
+        return {"changed": changed, "machine": machine, "is_past": is_past, "lines": lines}

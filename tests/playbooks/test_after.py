@@ -10,14 +10,22 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
 import pytest
 
+from bench.writers import (
+    FAR_ROUND_TRIPS,
+    INSERT,
+    Writer,
+    at_work,
+    beyond_a_warm_one,
+    writers,
+)
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, Play, eventually
 from tests.fixtures.traffic import (
     NOISE_MS,
@@ -25,6 +33,7 @@ from tests.fixtures.traffic import (
     customers,
     experience,
     lost,
+    move_somebody,
     play_traffic,
     traffic,
 )
@@ -44,7 +53,6 @@ NODES = {"eu": 0, "eu_2": 1, "us": 2, "jp": 3}
 HOMES = {"eu": "de", "us": "us", "jp": "jp"}
 TABLES = ("customer", "purchase", "test")
 RTTS_MS = {"us": 80, "jp": 230}
-INSERT = "INSERT INTO global.customer (email, country) VALUES (%s, %s)"
 
 
 # -- what the tests do ---------------------------------------------------------------------------
@@ -58,40 +66,6 @@ def session(lab: LabUnderTest, node: str = "eu", **options: Any) -> psycopg.Conn
         host="127.0.0.1", port=lab.port_base + NODES[node], user=topology.user, password=password,
         dbname=topology.dbname, autocommit=True, prepare_threshold=0, **options,
     )  # fmt: skip
-
-
-@dataclass
-class Writer:
-    """A session on eu that inserts one region's rows by one prepared statement, all the time."""
-
-    lab: LabUnderTest
-    region: str
-    domain: str
-    #: Beginning and milliseconds of each insert.
-    took: list[tuple[float, float]] = field(default_factory=list)
-    emails: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        """Insert until stopped; warm up where the topology asks for it, as customers do."""
-        warm = ""
-        with session(self.lab, application_name=f"customers of {self.region}") as connection:
-            # Whose rows are far away now leaves the others time in which nobody has a lock.
-            while not self.stop.wait(0.005 + 2 * (self.took[-1][1] / 1e3 if self.took else 0)):
-                email = f"{self.region}{len(self.emails)}@{self.domain}"
-                try:
-                    wanted = Topology.load(self.lab.lab).region(self.region).warm_up
-                    if wanted not in ("", warm):
-                        connection.execute(wanted.encode(), prepare=False)
-                    warm = wanted
-                    began = time.perf_counter()
-                    connection.execute(INSERT, (email, HOMES[self.region]))
-                    self.took.append((began, (time.perf_counter() - began) * 1e3))
-                    self.emails.append(email)
-                except psycopg.Error as error:
-                    self.errors.append(str(error))
-                    return
 
 
 @dataclass
@@ -119,29 +93,6 @@ class Reader:
                 except psycopg.Error as error:
                     self.errors.append(str(error))
                     return
-
-
-@contextmanager
-def writers(lab: LabUnderTest, domain: str) -> Iterator[dict[str, Writer]]:
-    """Have a writer for each region for the time of the block, with e-mails in a domain."""
-    found = {region: Writer(lab, region, domain) for region in HOMES}
-    with at_work(found.values()):
-        yield found
-
-
-@contextmanager
-def at_work(sessions: Collection[Writer | Reader]) -> Iterator[None]:
-    """Have sessions do their work for the time of the block."""
-    threads = [threading.Thread(target=found.run) for found in sessions]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        for found in sessions:
-            found.stop.set()
-        for thread in threads:
-            thread.join(30)
 
 
 def assert_whole(lab: LabUnderTest) -> None:
@@ -232,7 +183,11 @@ def after(sharded: LabUnderTest) -> After:
         Reader(sharded, "jp", "us"),
         Reader(sharded, "us", "jp"),
     ]
-    with customers(sharded), writers(sharded, "writer.example") as found, at_work(readers):
+    with (
+        customers(sharded),
+        writers(sharded.lab, HOMES, "writer.example") as found,
+        at_work(readers),
+    ):
         connected = "SELECT count(*) >= 50 FROM pg_stat_activity WHERE usename = 'customers'"
         eventually(lambda: sharded.query(connected)[0][0])
         play = sharded.play_ok("after")
@@ -303,7 +258,7 @@ def test_link_that_is_cut_inside_the_swap_holds_nobody_for_long(sharded: LabUnde
     lab = sharded.lab
     rtt_ms = RTTS_MS["us"]
     operator = psycopg.connect(sharded.login().conninfo(), autocommit=True)
-    with closing(operator) as looking, writers(sharded, "cut.example") as found:
+    with closing(operator) as looking, writers(sharded.lab, HOMES, "cut.example") as found:
         run = subprocess.Popen(
             sharded.command("after", "-e", "cutover_timeout_s=3"), cwd=CHECKOUT,
             env=sharded.environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -380,15 +335,13 @@ def test_prepared_statements_go_on_warm(after: After, region: str) -> None:
     A cold connection would take a dozen more: to jp three times what a busy machine may add.
     """
     rtt_ms = RTTS_MS[region]
-    took = [ms for _, ms in after.writers[region].took]
-    far = next(place for place, ms in enumerate(took) if ms > 4.5 * rtt_ms)
-    assert statistics.median(took[:far]) < rtt_ms
-    warm = took[far + 1 :]
-    assert len(warm) >= 1
-    assert min(warm) >= 4.5 * rtt_ms
-    pause_ms = after.receipt(region)["write_pause_ms"]
-    assert took[far] <= pause_ms + statistics.median(warm) + rtt_ms + NOISE_MS
-    assert warm[0] <= statistics.median(warm) + rtt_ms + NOISE_MS
+    writer = after.writers[region]
+    _, later = writer.first_far(rtt_ms)
+    near = [ms for _, ms in writer.took[: -len(later) - 1]]
+    assert statistics.median(near) < rtt_ms
+    assert min(later) >= FAR_ROUND_TRIPS * rtt_ms
+    assert beyond_a_warm_one(writer, after.receipt(region)) <= rtt_ms + NOISE_MS
+    assert later[0] <= statistics.median(later) + rtt_ms + NOISE_MS
 
 
 def test_second_run_changes_nothing(after: After) -> None:
@@ -762,5 +715,6 @@ def test_straight_from_expand_world_under_traffic(docker_lab: LabUnderTest) -> N
         assert row["write_pause_ms"] <= row["rtt_ms"] + 100 + NOISE_MS
         assert row["others_pause_ms"] <= 100 + NOISE_MS
         assert (row["failed"], row["lost"], row["doubled"]) == (0, 0, 0)
+    move_somebody(lab)
     assert_held(lab)
     assert lab.play_ok("after").changed == 0

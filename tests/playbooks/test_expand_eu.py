@@ -193,7 +193,7 @@ def test_killed_runs_converge(lab: LabUnderTest) -> None:
         started = time.monotonic()
         lab.play_ok(phase)
         durations[phase] = time.monotonic() - started
-    for _ in range(3 if lab.runtime == "embedded" else 1):
+    for _ in range(2 if lab.runtime == "embedded" else 1):
         lab.remove()
         lab.play_ok("before")
         for phase, duration in durations.items():

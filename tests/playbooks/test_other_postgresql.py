@@ -8,7 +8,7 @@ import pytest
 
 from tests.fixtures.labs import LabUnderTest, eventually
 from tests.fixtures.require import skip_or_fail
-from tests.fixtures.traffic import lost, play_traffic, traffic
+from tests.fixtures.traffic import lost, move_somebody, play_traffic, traffic
 
 BIN_DIR = Path("/usr/lib/postgresql/15/bin")
 
@@ -36,4 +36,5 @@ def test_the_road_on_postgresql_15(embedded_lab: LabUnderTest) -> None:
         lab.play_ok("site")
     assert lost(lab) == 0
     assert lab.play_ok("site").changed == 0
+    move_somebody(lab)
     assert "HOLDS: no node" in " ".join(lab.play_ok("audit").output.split())
