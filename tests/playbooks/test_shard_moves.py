@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, eventually
-from tests.fixtures.traffic import acknowledged, experience, lost, traffic
+from tests.fixtures.traffic import NOISE_MS, acknowledged, experience, lost, traffic
 from tests.playbooks.test_interrupted import kill_all, kill_the_playbook_alone
 from tests.playbooks.test_refusals import refused
 from workload import replicas
@@ -276,7 +276,7 @@ def test_all_that_is_changed_meanwhile_arrives(world: LabUnderTest) -> None:
         moved = partition(world.login(), REGIONS, say, 30)
     assert changer.error is None, changer.error
     assert isinstance(moved, Partitioned)
-    assert moved.write_pause_ms < 250
+    assert moved.write_pause_ms < 100 + NOISE_MS
     customers = {row[0]: row[1:] for row in world.query("SELECT * FROM customer")}
     purchases = {row[0]: row[1:] for row in world.query("SELECT * FROM purchase")}
     assert customers == changer.customers
