@@ -98,7 +98,9 @@ def test_web_page_starts_shows_and_stops_customers(shared_lab: LabUnderTest) -> 
         eventually(lambda: state() == "stopped", seen=state)
         traffic.send_signal(signal.SIGINT)
         assert wait_for(traffic, 30) == 0
-        assert page in traffic.stdout.read()
+        said = traffic.stdout.read()
+        assert page in said
+        assert "KeyboardInterrupt" not in said
     finally:
         traffic.kill()
         traffic.wait()

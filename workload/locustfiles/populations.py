@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -81,6 +82,21 @@ def add_options(parser: Any) -> None:
 def hush(environment: Any, **_: Any) -> None:
     """Keep Locust's tables off the terminal: they are 160 columns wide, finish() prints 80."""
     logging.getLogger("locust.stats_logger").setLevel(logging.WARNING)
+
+
+@events.init.add_listener
+def heed_ctrl_c(environment: Any, **_: Any) -> None:
+    """Take Ctrl-C as the request to end that SIGTERM is; a second one ends it at once.
+
+    As KeyboardInterrupt it is raised in whatever runs just then, and where that is a callback of
+    the event loop it is lost: the page goes on as if nobody had asked.
+    """
+
+    def end() -> None:
+        handler.cancel()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = gevent.signal_handler(signal.SIGINT, end)
 
 
 @events.test_start.add_listener
