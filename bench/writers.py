@@ -15,7 +15,7 @@ import psycopg
 from workload.lab import Lab
 from workload.topology import Topology
 
-INSERT = "INSERT INTO global.customer (email, country) VALUES (%s, %s)"
+INSERT = "INSERT INTO customer (email, country) VALUES (%s, %s)"
 #: Round trips of such an insert once the row is at home far away: a transaction there is begun, the
 #: statement prepared, sent and forgotten, and the transaction committed. Half a one less, to tell
 #: it from one at home.
@@ -33,7 +33,10 @@ class Session(Protocol):
 
 @dataclass
 class Writer:
-    """A customer's session that inserts by one prepared statement, all the time."""
+    """A customer's session that inserts by one prepared statement, all the time.
+
+    By the name that a customer's row has had from the start on.
+    """
 
     lab: Lab
     region: str
@@ -74,8 +77,10 @@ class Writer:
     def first_far(self, rtt_ms: float) -> tuple[float, list[float]]:
         """Return what the first insert across the WAN took and what each later one did, in ms.
 
-        Raises ValueError where fewer than two crossed it.
+        Raises ValueError where an insert failed, or fewer than two crossed it.
         """
+        if self.errors:
+            raise ValueError(f"an insert of {self.region} failed: {self.errors[0]}")
         took = [ms for _, ms in self.took]
         far = [place for place, ms in enumerate(took) if ms > FAR_ROUND_TRIPS * rtt_ms]
         if len(far) < 2:

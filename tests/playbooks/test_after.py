@@ -20,7 +20,6 @@ import pytest
 
 from bench.writers import (
     FAR_ROUND_TRIPS,
-    INSERT,
     Writer,
     at_work,
     beyond_a_warm_one,
@@ -53,6 +52,7 @@ NODES = {"eu": 0, "eu_2": 1, "us": 2, "jp": 3}
 HOMES = {"eu": "de", "us": "us", "jp": "jp"}
 TABLES = ("customer", "purchase", "test")
 RTTS_MS = {"us": 80, "jp": 230}
+INSERT = "INSERT INTO global.customer (email, country) VALUES (%s, %s)"
 
 
 # -- what the tests do ---------------------------------------------------------------------------
