@@ -77,15 +77,17 @@ class Writer:
     def first_far(self, rtt_ms: float) -> tuple[float, list[float]]:
         """Return what the first insert across the WAN took and what each later one did, in ms.
 
+        Those that cross it are all after the last that did not: one before may have been held up.
         Raises ValueError where an insert failed, or fewer than two crossed it.
         """
         if self.errors:
             raise ValueError(f"an insert of {self.region} failed: {self.errors[0]}")
         took = [ms for _, ms in self.took]
-        far = [place for place, ms in enumerate(took) if ms > FAR_ROUND_TRIPS * rtt_ms]
+        near = [place for place, ms in enumerate(took) if ms <= FAR_ROUND_TRIPS * rtt_ms]
+        far = took[near[-1] + 1 if near else 0 :]
         if len(far) < 2:
             raise ValueError(f"{len(far)} of {len(took)} inserts of {self.region} crossed the WAN")
-        return took[far[0]], took[far[0] + 1 :]
+        return far[0], far[1:]
 
 
 @contextmanager
