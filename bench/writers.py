@@ -17,8 +17,8 @@ from workload.topology import Topology
 
 INSERT = "INSERT INTO customer (email, country) VALUES (%s, %s)"
 #: Round trips of such an insert once the row is at home far away: a transaction there is begun, the
-#: statement prepared, sent and forgotten, and the transaction committed. Half a one less, to tell
-#: it from one at home.
+#: statement prepared, sent and forgotten, and the transaction committed. It is five; half of one is
+#: left out, to tell them from those at home.
 FAR_ROUND_TRIPS = 4.5
 
 

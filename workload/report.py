@@ -20,9 +20,7 @@ from workload.lab import Lab, read_json, write_atomically
 from workload.report_page import page
 from workload.roundtrips import FIRST, Explanation, explain, read_notes, ways
 from workload.topology import tables_of
-
-#: Figures taken over a WAN that was off by more than this are refused.
-WAN_TOLERANCE = 0.05
+from workload.wan.measure import is_within
 
 
 def read_wan(lab: Lab) -> list[dict[str, Any]]:
@@ -64,7 +62,7 @@ def check_wan(rows: Iterable[Mapping[str, Any]], experience: Iterable[Experience
         wanted, found = row["configured_ms"], row["measured_ms"]
         if not (row["serves"] or row.get("looks")):
             continue
-        if found is None or abs(found - wanted) > max(2.0, WAN_TOLERANCE * wanted):
+        if found is None or not is_within(wanted, found):
             seen = "did not answer" if found is None else f"was {found:.1f} ms"
             raise LabError(
                 f"the WAN was off in phase {row['phase']}: {row['from']} to {row['node']} {seen},"

@@ -49,7 +49,7 @@ class CallbackModule(DefaultCallback):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Print the play's name."""
         # Each task on each host is a fork. A collection there would write to, and so copy, all
-        # that Ansible has in memory, which is a sixth of a run's CPU time.
+        # that Ansible has in memory, which is a fifth of a run's CPU time.
         gc.freeze()
         if not self._terse:
             super().v2_playbook_on_play_start(play)

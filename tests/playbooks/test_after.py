@@ -18,12 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from bench.writers import (
-    Writer,
-    at_work,
-    beyond_a_warm_one,
-    writers,
-)
+from bench.writers import Writer, at_work, beyond_a_warm_one, writers
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, Play, eventually
 from tests.fixtures.traffic import (
     NOISE_MS,
