@@ -15,6 +15,7 @@ from bench.labs import PORT_BASE, bench_lab
 from bench.rows import Row
 from workload.audit.canaries import new_canary, new_marker
 from workload.audit.scan import scan
+from workload.runtime.nodes import server_of
 from workload.sql import Login
 from workload.topology import Topology
 
@@ -33,7 +34,7 @@ def rows() -> Iterator[Row]:
     with bench_lab("embedded") as lab:
         lab.play("before")
         _fill()
-        server = Topology.load(lab.lab).server("eu")
+        server = server_of(Topology.load(lab.lab), "eu")
         canaries = [new_canary("eu", "uk", "before") for _ in range(CANARIES)]
         scanned, plain = [], []
         for number in range(ROUNDS + 1):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import psycopg
@@ -18,6 +17,7 @@ from psycopg import sql
 from psycopg.pq import ExecStatus
 
 from workload.errors import LabError
+from workload.processes import Say, in_parallel
 from workload.sql import Login, connect, describe
 
 #: Rows that are handed on at a time: few enough that what they are in is used again from the
@@ -34,8 +34,6 @@ LOAD_SETTINGS = (
     "SET synchronous_commit = off; SET maintenance_work_mem = '256MB';"
     " SET max_parallel_maintenance_workers = 2"
 )
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -200,15 +198,6 @@ def run_all(login: Login, jobs: Sequence[Sequence[sql.Composed]], workers: int =
                         raise LabError(f"{login.where}: {describe(error)}") from None
 
     in_parallel([work] * min(workers, len(jobs)))
-
-
-def in_parallel(tasks: Sequence[Callable[[], None]]) -> None:
-    """Run functions in threads of their own, and raise what the first one raised that failed."""
-    if not tasks:
-        return
-    with ThreadPoolExecutor(max_workers=len(tasks)) as pool:
-        for future in [pool.submit(task) for task in tasks]:
-            future.result()
 
 
 def _message(text: bytes | str) -> str:

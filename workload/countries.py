@@ -8,9 +8,9 @@ from typing import Any
 from psycopg import sql
 
 from workload.errors import LabError
+from workload.leaves import own_tables
 from workload.sql import connect
 from workload.topology import Topology
-from workload.verify import own_tables
 
 
 def check(topology: Topology, password: str, regions: Mapping[str, Sequence[str]]) -> None:

@@ -30,11 +30,11 @@ import psycopg
 from psycopg import sql
 
 from workload import diff, foreign, gates, marker
-from workload.bulk import Say
 from workload.errors import LabError
 from workload.homes import Setup
 from workload.leaves import Leaf, leaves_of
 from workload.locks import LOCKS_S, PostponedError, exclusively
+from workload.processes import Say
 from workload.sql import describe, take_turns, together
 from workload.topology import Topology, set_roles, set_warm_up
 

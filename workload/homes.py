@@ -16,13 +16,13 @@ import psycopg
 from psycopg import sql
 
 from workload import foreign, tls
-from workload.bulk import in_parallel
 from workload.errors import LabError
 from workload.gates import rebound
 from workload.leaves import TABLES, Leaf, columns_of, leaves_of, parents
 from workload.locks import LOCKS_S, exclusively
 from workload.peers import address_between
-from workload.replication import poll
+from workload.processes import in_parallel, poll
+from workload.runtime.nodes import server_of
 from workload.scram import verifier
 from workload.sql import connect, describe, take_turns
 from workload.topology import Role, Topology, set_roles
@@ -117,7 +117,7 @@ def prepare(setup: Setup) -> bool:
     def secure(name: str) -> bool:
         login = topology.operator_login(name, setup.password)
         region = topology.nodes[name]["region"]
-        return tls.install(topology.lab, region, topology.server(name), login)
+        return tls.install(topology.lab, region, server_of(topology, name), login)
 
     alive = [name for name, node in topology.nodes.items() if node["role"] != "fenced"]
     done = [made, _on_each(alive, secure)]

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import psycopg
 from psycopg import sql
 
 #: The partitioned tables, each after those that it refers to.
@@ -50,6 +52,15 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 _REFERENCES: Mapping[str, tuple[str, ...]] = {
     "purchase": ("ALTER TABLE {leaf} ADD FOREIGN KEY (customer_id) REFERENCES {customer} (id)",),
 }
+#: Where rows stand by themselves: the table of the start, or the leaves that are no foreign tables.
+_OWN_TABLES = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relname = %(table)s AND CASE
+  WHEN EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('public.' || %(table)s)
+               AND relkind = 'r') THEN n.nspname = 'public'
+  ELSE c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass('global.' || %(table)s)))
+END
+"""
 
 
 def columns_of(table: str) -> tuple[str, ...]:
@@ -164,3 +175,9 @@ def leaves_of(
         if region in wanted
         for table in TABLES
     ]
+
+
+def own_tables(connection: psycopg.Connection[Any], table: str) -> list[sql.Identifier]:
+    """Return the tables of a node that hold the rows of "customer" or "purchase" on it."""
+    rows = connection.execute(_OWN_TABLES, {"table": table}).fetchall()
+    return [sql.Identifier(schema, name) for schema, name in rows]

@@ -10,6 +10,7 @@ from workload.errors import LabError
 from workload.lab import Lab
 from workload.replication import REPLICATION_ROLE
 from workload.runtime.docker import Engine
+from workload.runtime.nodes import server_of
 from workload.topology import Topology
 
 
@@ -20,7 +21,7 @@ def address_between(topology: Topology, start: str, end: str) -> tuple[str, int]
     """
     region = topology.nodes[start]["region"]
     if topology.nodes[end]["region"] == region:
-        return topology.server(end).address_for_peers()
+        return server_of(topology, end).address_for_peers()
     try:
         way = topology.region(region).way_to(end)
     except StopIteration:

@@ -28,6 +28,7 @@ from workload.ledger import Ledger
 from workload.processes import locked
 from workload.purge import clean_statistics, drop_old_wal
 from workload.rewrite import Rewritten, rewrite
+from workload.runtime.nodes import server_of
 from workload.sql import connect, describe
 from workload.topology import Topology
 
@@ -310,7 +311,7 @@ def traces(topology: Topology, person: Person, only: Sequence[str] | None = None
     trace = Trace("gone", person.country, "", person.email, str(person.id), str(person.id))
     found = []
     for node in topology.nodes if only is None else only:
-        hits = scan(topology.server(node), [trace]).hits
+        hits = scan(server_of(topology, node), [trace]).hits
         found += [f"{node}: {where} ({count})" for (_, where), count in sorted(hits.items())]
     return found
 

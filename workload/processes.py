@@ -1,4 +1,4 @@
-"""Processes that outlive the one that starts them, their end, and the locks between runs."""
+"""Processes and threads: start, wait, poll, and the locks between runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import fcntl
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,9 @@ from workload.errors import LabError
 
 #: Seconds that a run waits for another one on the same thing.
 LOCK_TIMEOUT_S = 60.0
+
+#: Tells a person how far a long step is.
+Say = Callable[[str], None]
 
 
 def spawn_detached(
@@ -97,3 +101,21 @@ def locked(folder: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def poll(condition: Callable[[], bool], timeout_s: float, complaint: str) -> None:
+    """Wait until a condition holds; raises LabError with the complaint where it does not."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"{complaint} within {timeout_s:.0f} s")
+        time.sleep(0.02)
+
+
+def in_parallel(tasks: Sequence[Callable[[], None]]) -> None:
+    """Run functions in threads of their own, and raise what the first one raised that failed."""
+    if not tasks:
+        return
+    with ThreadPoolExecutor(max_workers=len(tasks)) as pool:
+        for future in [pool.submit(task) for task in tasks]:
+            future.result()

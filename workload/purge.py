@@ -13,13 +13,12 @@ import psycopg
 from psycopg import sql
 
 from workload import replicas
-from workload.bulk import in_parallel
 from workload.cutover import RETIRED
 from workload.errors import LabError
 from workload.foreign import STAGED, relkind
 from workload.leaves import leaves_of
 from workload.locks import LOCKS_S
-from workload.replication import poll
+from workload.processes import in_parallel, poll
 from workload.sql import connect, describe, take_turns
 from workload.topology import Topology
 

@@ -20,12 +20,13 @@ from psycopg import sql
 from psycopg.pq import DiagnosticField, ExecStatus
 
 from workload import marker
-from workload.bulk import Progress, Say, copy, in_parallel, run_all, split
+from workload.bulk import Progress, copy, run_all, split
 from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
 from workload.leaves import Leaf, leaves_of
 from workload.peers import conninfo_for, replication_password
-from workload.replication import REPLICATION_ROLE, poll
+from workload.processes import Say, in_parallel, poll
+from workload.replication import REPLICATION_ROLE
 from workload.sql import Login, connect, describe, take_turns
 from workload.topology import Topology
 

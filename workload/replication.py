@@ -8,7 +8,6 @@ backup: each of these steps sets it for the roles that hold after it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from workload.errors import LabError
+from workload.processes import poll
 from workload.runtime.nodes import NodeServer
 from workload.sql import Login, connect
 
@@ -227,12 +227,3 @@ def rejoin(primary: Member, old: Member, password: str, timeout_s: float) -> str
     old.server.start(timeout_s)
     make_synchronous(primary, old, timeout_s)
     return how
-
-
-def poll(condition: Callable[[], bool], timeout_s: float, complaint: str) -> None:
-    """Wait until a condition holds; raises LabError with the complaint where it does not."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise LabError(f"{complaint} within {timeout_s:.0f} s")
-        time.sleep(0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,24 +19,7 @@ from workload.lab import Lab, read_json, write_atomically
 from workload.report_page import page
 from workload.roundtrips import FIRST, Explanation, explain, read_notes, ways
 from workload.topology import tables_of
-from workload.wan.measure import is_within
-
-
-def read_wan(lab: Lab) -> list[dict[str, Any]]:
-    """Return what was measured of the WAN around each phase's traffic (reports/wan.json).
-
-    [{phase, from, node, configured_ms, measured_ms, serves, looks}], where serves and looks tell
-    whether the region's customers wrote, or looked, over the link.
-    """
-    path = lab.home / "reports" / "wan.json"
-    return list(json.loads(path.read_text())) if path.exists() else []
-
-
-def save_wan(lab: Lab, phase: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write what was measured of the WAN in a phase, in place of what was there of it."""
-    kept = [row for row in read_wan(lab) if row["phase"] != phase]
-    found = kept + [{"phase": phase, **row} for row in rows]
-    write_atomically(lab.home / "reports" / "wan.json", json.dumps(found, indent=1) + "\n")
+from workload.wan.measure import is_within, read_wan
 
 
 def check_wan(rows: Iterable[Mapping[str, Any]], experience: Iterable[Experience]) -> None:

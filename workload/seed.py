@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from workload.bulk import Progress, Say
+from workload.bulk import Progress
+from workload.processes import Say
 from workload.sql import Login, connect
 from workload.topology import Topology
 

@@ -9,9 +9,7 @@ from typing import Any, Literal
 
 from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
-from workload.runtime.nodes import NodeServer, Place, node_server
 from workload.sql import Login
-from workload.wan.config import Link
 
 #: The phases in the order of the road.
 PHASES = ("before", "expand_eu", "expand_world", "shard", "after")
@@ -27,7 +25,7 @@ def build(
     customers: Mapping[str, str],
     regions: Mapping[str, Any],
     nodes: Sequence[Mapping[str, Any]],
-    links: Sequence[Link] = (),
+    links: Sequence[Mapping[str, Any]] = (),
     roles: Mapping[str, str] | None = None,
     servers: Mapping[str, str] | None = None,
     tables: str = "",
@@ -36,7 +34,8 @@ def build(
     """Return the content of topology.json.
 
     nodes: [{name, region, host, port, follows, container}]; regions: {name: {countries}}; links:
-    the WAN's; roles: those that hold now, by node, where they are no longer the inventory's;
+    the WAN's, [{source, node, port, rtt_ms}]; roles: those that hold now, by node, where they are
+    no longer the inventory's;
     servers: what the nodes run on, {image, bin_dir, network}; tables: which ones customers name,
     where these are not the phase's; closed: regions whose customers are still to come. The first
     node's region is the origin: nodes of others begin as
@@ -59,9 +58,9 @@ def build(
         }
         for node in nodes
     }
-    by_region: dict[str, dict[str, Link]] = {}
+    by_region: dict[str, dict[str, Mapping[str, Any]]] = {}
     for link in links:
-        by_region.setdefault(link.source, {})[link.node] = link
+        by_region.setdefault(link["source"], {})[link["node"]] = link
     content = {
         "phase": phase,
         "runtime": runtime,
@@ -111,15 +110,15 @@ def set_roles(lab: Lab, roles: Mapping[str, Role]) -> None:
 
 
 def _ways(
-    nodes: Mapping[str, Mapping[str, Any]], links: Mapping[str, Link]
+    nodes: Mapping[str, Mapping[str, Any]], links: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return how a region reaches each node, over the WAN where there is a link."""
     return [
         {
             "node": name,
             "host": node["host"],
-            "port": links[name].port if name in links else node["port"],
-            "rtt_ms": links[name].rtt_ms if name in links else 0.0,
+            "port": links[name]["port"] if name in links else node["port"],
+            "rtt_ms": links[name]["rtt_ms"] if name in links else 0.0,
         }
         for name, node in nodes.items()
     ]
@@ -292,22 +291,6 @@ class Topology:
     def is_home(self, region: Region) -> bool:
         """Tell whether a region's customers write to a node of their own region."""
         return bool(self.nodes[region.node]["region"] == region.name)
-
-    def server(self, name: str) -> NodeServer:
-        """Return a node's server process and data directory."""
-        node = self.nodes[name]
-        place = Place(
-            lab=self.lab,
-            runtime=self.runtime,
-            node=name,
-            host=node["host"],
-            port=int(node["port"]),
-            container=node["container"],
-            network=self.servers["network"],
-            image=self.servers["image"],
-            bin_dir=self.servers["bin_dir"],
-        )
-        return node_server(place)
 
     def customers_login(self, region: Region, reads: bool = False) -> Login:
         """Return how a region's customers connect, with every node that may serve them.

@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 from workload.lab import Lab
 from workload.ledger import last_acknowledgement
-from workload.report import save_wan
 from workload.topology import Topology
-from workload.wan.measure import measure
+from workload.wan.measure import measure, save_wan
 
 #: How often the WAN is measured at most until it is as configured.
 MEASUREMENTS = 5

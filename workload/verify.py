@@ -8,25 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-import psycopg
 from psycopg import sql
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from workload.leaves import own_tables
 from workload.ledger import KINDS, read
 from workload.sql import Login, connect
 from workload.topology import Topology
 
-#: Where rows stand by themselves: the table of the start, or the leaves that are no foreign tables.
-OWN_TABLES = """
-SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND c.relname = %(table)s AND CASE
-  WHEN EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('public.' || %(table)s)
-               AND relkind = 'r') THEN n.nspname = 'public'
-  ELSE c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass('global.' || %(table)s)))
-END
-"""
 #: How often each id of the ledger is in a node's own tables: a foreign table's rows are another's.
 PRESENT = """
 SELECT kind, id, count(*) AS copies FROM ({tables}) AS found (kind, id)
@@ -92,12 +83,6 @@ def _present(login: Login, keys: Iterable[tuple[str, UUID]]) -> dict[tuple[str, 
         statement = sql.SQL(PRESENT).format(tables=sql.SQL(" UNION ALL ").join(tables))
         rows: list[Any] = connection.execute(statement).fetchall()
     return {(kind, key): found for kind, key, found in rows}
-
-
-def own_tables(connection: psycopg.Connection[Any], table: str) -> list[sql.Identifier]:
-    """Return the tables of a node that hold the rows of "customer" or "purchase" on it."""
-    rows = connection.execute(OWN_TABLES, {"table": table}).fetchall()
-    return [sql.Identifier(schema, name) for schema, name in rows]
 
 
 def _judge(

@@ -8,6 +8,7 @@ a rejoin gave it.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 from workload.control import NODE, LabAction
@@ -75,7 +76,7 @@ class ActionModule(LabAction):
             customers=arguments["customers"],
             regions=regions,
             nodes=arguments["nodes"],
-            links=links_for(nodes=arguments["nodes"], **wan) if wan else [],
+            links=[asdict(x) for x in links_for(nodes=arguments["nodes"], **wan)] if wan else [],
             roles={**roles, **arguments["roles"]},
             servers=arguments["servers"],
             tables=tables,

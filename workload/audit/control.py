@@ -18,7 +18,7 @@ from workload.audit.logical import OWN_SCHEMA
 from workload.audit.places import FILES, Where
 from workload.audit.scan import Scan
 from workload.errors import LabError
-from workload.replication import poll
+from workload.processes import poll
 from workload.sql import Login, connect, describe
 
 #: Seconds for a standby to replay the control.

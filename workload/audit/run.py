@@ -16,6 +16,7 @@ from workload.audit.residency import NodeFinds, Residency
 from workload.audit.scan import Scan, scan
 from workload.errors import LabError, WrongPasswordError
 from workload.lab import Lab
+from workload.runtime.nodes import server_of
 from workload.sql import Login, connect
 from workload.topology import Topology
 
@@ -53,7 +54,7 @@ def audit(topology: Topology, password: str) -> Residency:
         shown = {node: look(login, regions) for node, login in logins.items()}
         scans = {
             node: scan(
-                topology.server(node),
+                server_of(topology, node),
                 [*planted, own],
                 shown[node].statistics_files if node in shown else (),
             )
@@ -75,7 +76,7 @@ def _reachable(topology: Topology, password: str) -> tuple[dict[str, Login], dic
     """Return the logins of the nodes that take one, and why the others do not."""
     logins, silent = {}, {}
     for node in topology.nodes:
-        if not topology.server(node).is_running():
+        if not server_of(topology, node).is_running():
             silent[node] = "its server is not running"
             continue
         login = topology.operator_login(node, password)

@@ -23,6 +23,7 @@ from workload.errors import LabError
 from workload.lab import Lab
 from workload.runtime.docker import Engine
 from workload.runtime.embedded import EmbeddedServer, last_line, run_as
+from workload.topology import Topology
 
 #: Seconds for one script; a base backup of the largest lab takes a tenth of it.
 SCRIPT_TIMEOUT_S = 600
@@ -248,3 +249,21 @@ def archive(path: str, content: bytes) -> bytes:
 def node_server(place: Place) -> NodeServer:
     """Return a node's server in the lab's runtime."""
     return DockerNode(place) if place.runtime == "docker" else EmbeddedNode(place)
+
+
+def server_of(topology: Topology, name: str) -> NodeServer:
+    """Return a node's server process and data directory."""
+    node = topology.nodes[name]
+    return node_server(
+        Place(
+            lab=topology.lab,
+            runtime=topology.runtime,
+            node=name,
+            host=node["host"],
+            port=int(node["port"]),
+            container=node["container"],
+            network=topology.servers["network"],
+            image=topology.servers["image"],
+            bin_dir=topology.servers["bin_dir"],
+        )
+    )
