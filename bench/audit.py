@@ -15,7 +15,7 @@ from bench.labs import PORT_BASE, bench_lab
 from bench.rows import Row
 from workload.audit.canaries import new_canary, new_marker
 from workload.audit.scan import scan
-from workload.runtime.nodes import server_of
+from workload.nodes.server import server_of
 from workload.sql import Login
 from workload.topology import Topology
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from workload.lab import CHECKOUT, Lab
 from workload.ledger import last_acknowledgement
-from workload.teardown import remove
+from workload.nodes.teardown import remove
 
 #: Away from a user's own lab and from those of the tests.
 PORT_BASE = 29_500

@@ -14,7 +14,7 @@ import psycopg
 
 from bench.labs import PORT_BASE, BenchLab, bench_lab
 from bench.rows import Row
-from workload.runtime.embedded import find_bin_dir
+from workload.nodes.embedded import find_bin_dir
 from workload.sql import Login
 
 ROUNDS = 3

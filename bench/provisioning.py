@@ -15,8 +15,8 @@ from statistics import median
 from bench.labs import PORT_BASE, bench_lab
 from bench.rows import Row, timed
 from workload.errors import LabError
-from workload.runtime.docker import Engine
-from workload.runtime.embedded import find_bin_dir, run_as
+from workload.nodes.docker import Engine
+from workload.nodes.embedded import find_bin_dir, run_as
 
 ROUNDS = 3
 IMAGES = ["postgres:16", "geo-sharding-lab/postgres:17"]

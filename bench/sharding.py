@@ -16,7 +16,7 @@ from bench.labs import BenchLab, bench_lab
 from bench.rows import Row, timed
 from workload import replicas
 from workload.leaves import Leaf, leaves_of
-from workload.runtime.embedded import find_bin_dir
+from workload.nodes.embedded import find_bin_dir
 from workload.sql import Login, connect
 from workload.topology import Topology
 

@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from workload.errors import LabError
-from workload.runtime.embedded import (
+from workload.nodes.embedded import (
     ROOT_ESCAPE,
     EmbeddedServer,
     fatal_line,

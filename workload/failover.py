@@ -15,7 +15,7 @@ from workload import homes
 from workload.errors import LabError
 from workload.lab import Lab, write_atomically
 from workload.ledger import last_acknowledgement
-from workload.replication import Member, promote
+from workload.nodes.standby import Member, promote
 from workload.topology import Topology, set_roles
 from workload.verify import verify
 

@@ -25,10 +25,10 @@ from workload.audit.canaries import Canary, Kind
 from workload.audit.scan import scan
 from workload.errors import LabError
 from workload.ledger import Ledger
+from workload.nodes.server import server_of
 from workload.processes import locked
 from workload.purge import clean_statistics, drop_old_wal
 from workload.rewrite import Rewritten, rewrite
-from workload.runtime.nodes import server_of
 from workload.sql import connect, describe
 from workload.topology import Topology
 

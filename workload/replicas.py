@@ -24,9 +24,9 @@ from workload.bulk import Progress, copy, run_all, split
 from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
 from workload.leaves import Leaf, leaves_of
-from workload.peers import conninfo_for, replication_password
+from workload.nodes.peers import conninfo_for, replication_password
+from workload.nodes.standby import REPLICATION_ROLE
 from workload.processes import Say, in_parallel, poll
-from workload.replication import REPLICATION_ROLE
 from workload.sql import Login, connect, describe, take_turns
 from workload.topology import Topology
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from workload.control import LabAction
-from workload.runtime.embedded import EmbeddedServer
+from workload.nodes.embedded import EmbeddedServer
 
 
 class ActionModule(LabAction):

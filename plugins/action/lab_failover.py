@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from workload.control import LabAction
 from workload.failover import fail_over
-from workload.pair import PAIR, members
+from workload.nodes.pair import PAIR, members
 
 
 class ActionModule(LabAction):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from workload.control import LabAction
 from workload.lab import Lab, home_path
-from workload.runtime.docker import Engine
+from workload.nodes.docker import Engine
 
 
 class ActionModule(LabAction):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from workload.control import NODE, LabAction
 from workload.lab import Lab, home_path
-from workload.preflight import Node, begin, check_road, examine, revive_wan
+from workload.nodes.preflight import Node, begin, check_road, examine, revive_wan
 
 
 class ActionModule(LabAction):

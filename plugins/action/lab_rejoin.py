@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from workload.control import LabAction
-from workload.pair import PAIR, members
-from workload.replication import REPLICATION_ROLE, rejoin
+from workload.nodes.pair import PAIR, members
+from workload.nodes.standby import REPLICATION_ROLE, rejoin
 from workload.topology import set_roles
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from workload.control import LabAction
-from workload.pair import PAIR, members
-from workload.replication import REPLICATION_ROLE, make_synchronous, seed
+from workload.nodes.pair import PAIR, members
+from workload.nodes.standby import REPLICATION_ROLE, make_synchronous, seed
 
 
 class ActionModule(LabAction):

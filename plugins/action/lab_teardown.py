@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from workload.control import LabAction
 from workload.errors import LabError
 from workload.lab import Lab, home_path
-from workload.teardown import remove
+from workload.nodes.teardown import remove
 
 
 class ActionModule(LabAction):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from workload.lab import Lab, home_path
-from workload.scram import verifier
+from workload.nodes.scram import verifier
 
 
 def server_arguments(settings: Mapping[str, Any]) -> list[str]:

@@ -18,8 +18,8 @@ from tests.fixtures.labs import CHECKOUT, IMAGE, free_ports
 from tests.fixtures.require import skip_or_fail
 from workload.errors import LabError
 from workload.lab import Lab
-from workload.runtime.docker import Engine
-from workload.teardown import remove
+from workload.nodes.docker import Engine
+from workload.nodes.teardown import remove
 
 pytestmark = pytest.mark.slow
 NO_ENGINE = "unix:///nonexistent/docker.sock"

@@ -12,8 +12,8 @@ import pytest
 
 from tests.fixtures.labs import free_ports
 from workload.leaves import leaves_of
-from workload.runtime import embedded
-from workload.runtime.embedded import EmbeddedServer
+from workload.nodes import embedded
+from workload.nodes.embedded import EmbeddedServer
 from workload.sql import Login
 
 PASSWORD = "secret"

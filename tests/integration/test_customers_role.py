@@ -12,7 +12,7 @@ import pytest
 from psycopg import errors
 
 from tests.fixtures.labs import LabUnderTest
-from workload.scram import verifier as scram_verifier
+from workload.nodes.scram import verifier as scram_verifier
 from workload.sql import Login
 from workload.topology import Topology
 

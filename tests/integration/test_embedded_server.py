@@ -19,8 +19,8 @@ import pytest
 
 from tests.fixtures.labs import CHECKOUT, eventually, free_ports, is_listening
 from workload.errors import LabError
-from workload.runtime import embedded
-from workload.runtime.embedded import EmbeddedServer
+from workload.nodes import embedded
+from workload.nodes.embedded import EmbeddedServer
 from workload.sql import Login, connect
 
 PASSWORD = "pass word's"
@@ -183,7 +183,7 @@ def test_what_a_killed_initdb_left_is_cleaned(server: EmbeddedServer) -> None:
 
 INITIALISE = """
 import pathlib, sys
-from workload.runtime.embedded import EmbeddedServer, find_bin_dir
+from workload.nodes.embedded import EmbeddedServer, find_bin_dir
 server = EmbeddedServer(pathlib.Path(sys.argv[1]), bin_dir=find_bin_dir())
 with server.locked() as lock:
     server.initialise("x", lock)

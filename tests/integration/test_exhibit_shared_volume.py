@@ -17,7 +17,7 @@ from exhibits.shared_volume import OWN_PID_AND_IPC
 from tests.fixtures.labs import CHECKOUT, eventually
 from tests.fixtures.require import skip_or_fail
 from workload.errors import LabError
-from workload.runtime.embedded import ROOT_ESCAPE, find_bin_dir
+from workload.nodes.embedded import ROOT_ESCAPE, find_bin_dir
 
 SHOW = [sys.executable, "-m", "exhibits", "shared-volume", "--seconds=3"]
 

@@ -23,8 +23,8 @@ from workload import bulk
 from workload import rewrite as rewriting
 from workload.errors import LabError
 from workload.lab import CHECKOUT
+from workload.nodes.embedded import EmbeddedServer
 from workload.rewrite import rewrite
-from workload.runtime.embedded import EmbeddedServer
 from workload.sql import Login
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")

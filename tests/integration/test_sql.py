@@ -14,8 +14,8 @@ import pytest
 from tests.fixtures.labs import free_ports
 from tests.integration.conftest import PASSWORD
 from workload.errors import LabError, WrongPasswordError
-from workload.runtime import embedded
-from workload.runtime.embedded import EmbeddedServer
+from workload.nodes import embedded
+from workload.nodes.embedded import EmbeddedServer
 from workload.sql import Login, apply, connect
 
 CREATE = {"name": "create.sql", "text": "CREATE TABLE IF NOT EXISTS thing (id int)"}

@@ -31,8 +31,8 @@ import pytest
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, Play, eventually, free_ports, is_listening
 from workload.errors import LabError
 from workload.lab import Lab
-from workload.runtime.embedded import EmbeddedServer, find_bin_dir
-from workload.teardown import remove
+from workload.nodes.embedded import EmbeddedServer, find_bin_dir
+from workload.nodes.teardown import remove
 from workload.wan import control
 from workload.wan.config import Link
 from workload.wan.measure import measure

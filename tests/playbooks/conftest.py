@@ -9,7 +9,7 @@ import pytest
 from tests.fixtures.labs import IMAGE, LabUnderTest
 from tests.fixtures.require import skip_or_fail
 from workload.errors import LabError
-from workload.runtime.docker import Engine
+from workload.nodes.docker import Engine
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fixtures.labs import LabUnderTest, eventually, kill_group
 from tests.fixtures.traffic import acknowledged, lost, traffic
-from workload.runtime.docker import Engine
+from workload.nodes.docker import Engine
 from workload.topology import Topology
 
 pytestmark = pytest.mark.slow
@@ -128,7 +128,7 @@ def test_a_fenced_primary_takes_no_write(embedded_lab: LabUnderTest) -> None:
     # Whatever starts it behind the lab's back finds a server that can only be read.
     machine = lab.server("eu")
     lab.query("SELECT 1", offset=1)
-    from workload.runtime.embedded import EmbeddedServer, find_bin_dir
+    from workload.nodes.embedded import EmbeddedServer, find_bin_dir
 
     EmbeddedServer(machine.base, lab.port_base, find_bin_dir()).start()
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):

@@ -17,7 +17,7 @@ from tests.fixtures.traffic import (
     play_traffic,
     traffic,
 )
-from workload.runtime.embedded import find_bin_dir
+from workload.nodes.embedded import find_bin_dir
 from workload.topology import Topology
 from workload.wan import control
 

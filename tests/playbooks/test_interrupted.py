@@ -17,7 +17,7 @@ import pytest
 
 from tests.fixtures.labs import IMAGE, LabUnderTest, eventually
 from tests.playbooks.traces import traces
-from workload.runtime.docker import Engine
+from workload.nodes.docker import Engine
 from workload.topology import Topology
 
 pytestmark = pytest.mark.slow

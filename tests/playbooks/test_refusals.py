@@ -15,7 +15,7 @@ import pytest
 from tests.fixtures.labs import CHECKOUT, IMAGE, LabUnderTest, Play
 from tests.playbooks.traces import traces
 from workload.lab import LABEL_HOME, LABEL_NAME, Lab
-from workload.runtime.docker import Engine
+from workload.nodes.docker import Engine
 
 pytestmark = pytest.mark.slow
 

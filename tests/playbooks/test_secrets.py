@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tests.fixtures.labs import CHECKOUT, LabUnderTest
-from workload.runtime.docker import Engine
+from workload.nodes.docker import Engine
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.fixtures.labs import LabUnderTest, is_listening
 from workload.errors import LabError
-from workload.runtime.docker import Engine
+from workload.nodes.docker import Engine
 
 
 def traces(lab: LabUnderTest) -> list[str]:

@@ -14,7 +14,7 @@ from workload.audit.canaries import Canary, new_canary
 from workload.audit.scan import ONE_PLACE, scan
 from workload.errors import LabError
 from workload.lab import Lab
-from workload.runtime.nodes import NodeServer, Place
+from workload.nodes.server import NodeServer, Place
 
 
 class Folder(NodeServer):

@@ -9,7 +9,7 @@ import pytest
 
 from workload.errors import LabError
 from workload.lab import Lab
-from workload.preflight import check_road
+from workload.nodes.preflight import check_road
 
 PHASES = ["before", "expand_eu", "expand_world", "shard", "after"]
 

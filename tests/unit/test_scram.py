@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from plugins.filter.lab_server import server_arguments
-from workload.scram import verifier as scram_verifier
+from workload.nodes.scram import verifier as scram_verifier
 
 
 def test_same_input_gives_the_same_verifier() -> None:

@@ -16,7 +16,7 @@ from workload.audit.residency import NodeFinds, Residency
 from workload.audit.scan import Scan, scan
 from workload.errors import LabError, WrongPasswordError
 from workload.lab import Lab
-from workload.runtime.nodes import server_of
+from workload.nodes.server import server_of
 from workload.sql import Login, connect
 from workload.topology import Topology
 

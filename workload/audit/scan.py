@@ -19,7 +19,7 @@ from workload.audit import places
 from workload.audit.canaries import Canary, Kind
 from workload.audit.places import Where
 from workload.errors import LabError
-from workload.runtime.nodes import NodeServer
+from workload.nodes.server import NodeServer
 
 #: Two finds of one marker this close, in bytes, are parts of one: a compressed one has a byte more
 #: for every eight letters, and where WAL goes over to a new page there is a header of up to 40.

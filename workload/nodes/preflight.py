@@ -15,9 +15,9 @@ import psutil
 
 from workload.errors import LabError
 from workload.lab import Lab, write_atomically
-from workload.runtime import embedded
-from workload.runtime.docker import Engine, Image
-from workload.runtime.embedded import EmbeddedServer
+from workload.nodes import embedded
+from workload.nodes.docker import Engine, Image
+from workload.nodes.embedded import EmbeddedServer
 from workload.wan import control
 
 RUNTIMES = ("auto", "docker", "embedded")

@@ -21,8 +21,8 @@ import docker.errors
 
 from workload.errors import LabError
 from workload.lab import Lab
-from workload.runtime.docker import Engine
-from workload.runtime.embedded import EmbeddedServer, last_line, run_as
+from workload.nodes.docker import Engine
+from workload.nodes.embedded import EmbeddedServer, last_line, run_as
 from workload.topology import Topology
 
 #: Seconds for one script; a base backup of the largest lab takes a tenth of it.

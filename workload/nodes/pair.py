@@ -7,8 +7,8 @@ from typing import Any
 
 from workload.control import NODE
 from workload.lab import Lab, home_path
-from workload.replication import Member
-from workload.runtime.nodes import Place, node_server
+from workload.nodes.server import Place, node_server
+from workload.nodes.standby import Member
 from workload.sql import Login
 
 #: Arguments that say where a pair's nodes are.

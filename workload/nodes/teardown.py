@@ -7,8 +7,8 @@ import shutil
 
 from workload.errors import LabError
 from workload.lab import STATE_ENTRIES, Lab, read_json
-from workload.runtime.docker import Engine
-from workload.runtime.embedded import EmbeddedServer
+from workload.nodes.docker import Engine
+from workload.nodes.embedded import EmbeddedServer
 from workload.wan import control
 
 

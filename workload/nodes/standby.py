@@ -15,8 +15,8 @@ import psycopg
 from psycopg import sql
 
 from workload.errors import LabError
+from workload.nodes.server import NodeServer
 from workload.processes import poll
-from workload.runtime.nodes import NodeServer
 from workload.sql import Login, connect
 
 #: The role that standbys stream as. The WAL holds everything, so it is nobody else's.

@@ -8,9 +8,9 @@ import psycopg
 
 from workload.errors import LabError
 from workload.lab import Lab
-from workload.replication import REPLICATION_ROLE
-from workload.runtime.docker import Engine
-from workload.runtime.nodes import server_of
+from workload.nodes.docker import Engine
+from workload.nodes.server import server_of
+from workload.nodes.standby import REPLICATION_ROLE
 from workload.topology import Topology
 
 

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from workload.errors import LabError
 from workload.lab import Lab, write_atomically
-from workload.runtime.nodes import NodeServer
+from workload.nodes.server import NodeServer
 from workload.sql import Login, connect
 
 #: Below the data directory, which is where a server looks up relative paths.

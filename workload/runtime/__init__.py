@@ -1,1 +1,0 @@
-"""The two ways to run a node: a container, or a server process from a wheel."""
