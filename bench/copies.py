@@ -13,8 +13,8 @@ from typing import Any
 from psycopg import sql
 
 from bench.labs import BenchLab
-from workload import replicas
-from workload.leaves import Leaf
+from workload.sharding import replicas
+from workload.sharding.leaves import Leaf
 from workload.sql import Login, connect
 
 CUSTOMERS = int(os.environ.get("BENCH_CUSTOMERS") or 300_000)

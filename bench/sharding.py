@@ -14,9 +14,9 @@ from psycopg import sql
 from bench.copies import PASSWORD, ROUNDS, SCHEMA, SLOT, USERS, count, empty, release, seed
 from bench.labs import BenchLab, bench_lab
 from bench.rows import Row, timed
-from workload import replicas
-from workload.leaves import Leaf, leaves_of
 from workload.nodes.embedded import find_bin_dir
+from workload.sharding import replicas
+from workload.sharding.leaves import Leaf, leaves_of
 from workload.sql import Login, connect
 from workload.topology import Topology
 

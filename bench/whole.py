@@ -20,7 +20,7 @@ import psycopg
 from bench.labs import bench_lab
 from bench.rows import Row
 from bench.writers import beyond_a_warm_one, writers
-from workload.rewrite import rewrite
+from workload.sharding.rewrite import rewrite
 from workload.topology import Topology
 
 ROUNDS = 15

@@ -17,9 +17,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from workload import marker
 from workload.errors import LabError
-from workload.leaves import Leaf, leaves_of
+from workload.sharding import barrier
+from workload.sharding.leaves import Leaf, leaves_of
 from workload.sql import connect, describe
 from workload.topology import Topology
 
@@ -79,7 +79,7 @@ def compare(topology: Topology, password: str) -> list[Compared]:
         if topology.nodes[node]["role"] in ("replica", "standby")
     }
     source = logins[topology.primaries()[0]]
-    marker.await_all(source, followers, CATCH_UP_S)
+    barrier.await_all(source, followers, CATCH_UP_S)
     leaves = leaves_of(topology.countries())
     with ThreadPoolExecutor(max_workers=len(logins)) as pool:
         by_node = dict(

@@ -11,11 +11,11 @@ from typing import Any
 
 import psycopg
 
-from workload import homes
 from workload.errors import LabError
 from workload.lab import Lab, write_atomically
 from workload.ledger import last_acknowledgement
 from workload.nodes.standby import Member, promote
+from workload.sharding import access
 from workload.topology import Topology, set_roles
 from workload.verify import verify
 
@@ -94,10 +94,10 @@ def _redirect(topology: Topology, password: str) -> None:
     """
     if not topology.has_reached("after"):
         return
-    setup = homes.Setup(topology, password, topology.countries(), topology.user)
+    setup = access.Setup(topology, password, topology.countries(), topology.user)
     for node in topology.primaries():
         with contextlib.suppress(LabError, psycopg.Error):
-            homes.point_servers(setup, [node])
+            access.point_servers(setup, [node])
 
 
 def _first_after(folder: Path, moment: float, regions: Sequence[str]) -> float | None:

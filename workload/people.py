@@ -27,8 +27,8 @@ from workload.errors import LabError
 from workload.ledger import Ledger
 from workload.nodes.server import server_of
 from workload.processes import locked
-from workload.purge import clean_statistics, drop_old_wal
-from workload.rewrite import Rewritten, rewrite
+from workload.sharding.purge import clean_statistics, drop_old_wal
+from workload.sharding.rewrite import Rewritten, rewrite
 from workload.sql import connect, describe
 from workload.topology import Topology
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from workload.bulk import Progress
 from workload.processes import Say
+from workload.sharding.bulk import Progress
 from workload.sql import Login, connect
 from workload.topology import Topology
 

@@ -13,8 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from workload.leaves import own_tables
 from workload.ledger import KINDS, read
+from workload.sharding.leaves import own_tables
 from workload.sql import Login, connect
 from workload.topology import Topology
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
-from workload.homes import Setup, prepare
+from workload.sharding.access import Setup, prepare
 from workload.topology import Topology
 
 

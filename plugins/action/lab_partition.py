@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from workload.control import LOGIN, LabAction, countries_of, lab_of
 from workload.lab import write_atomically
-from workload.partition import is_partitioned, partition
+from workload.sharding.partition import is_partitioned, partition
 from workload.sql import Login, connect
 from workload.topology import Topology
 

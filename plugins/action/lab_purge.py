@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.people import resolve
-from workload.purge import purge
+from workload.sharding.purge import purge
 from workload.topology import Topology
 
 

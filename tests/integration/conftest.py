@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from tests.fixtures.labs import free_ports
-from workload.leaves import leaves_of
 from workload.nodes import embedded
 from workload.nodes.embedded import EmbeddedServer
+from workload.sharding.leaves import leaves_of
 from workload.sql import Login
 
 PASSWORD = "secret"

@@ -10,9 +10,9 @@ import pytest
 from psycopg import sql
 
 from tests.integration.conftest import KNOWN, REGIONS
-from workload.bounds import prove, settle
-from workload.gates import gate_of, put_in, put_up, rebound, stands, take_down, take_out
-from workload.leaves import TABLES, Leaf, leaves_of
+from workload.sharding.bounds import prove, settle
+from workload.sharding.gates import gate_of, put_in, put_up, rebound, stands, take_down, take_out
+from workload.sharding.leaves import TABLES, Leaf, leaves_of
 
 INSERT = "INSERT INTO us.customer (email, country) VALUES ('a', %s)"
 

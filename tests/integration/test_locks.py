@@ -11,8 +11,8 @@ from psycopg import sql
 
 from tests.fixtures.labs import eventually
 from workload.errors import LabError
-from workload.leaves import parents
-from workload.locks import LONGEST_MS, PostponedError, exclusively
+from workload.sharding.leaves import parents
+from workload.sharding.locks import LONGEST_MS, PostponedError, exclusively
 from workload.sql import Login
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")

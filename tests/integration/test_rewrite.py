@@ -19,12 +19,12 @@ import psycopg
 import pytest
 
 from tests.integration.conftest import REGIONS
-from workload import bulk
-from workload import rewrite as rewriting
 from workload.errors import LabError
 from workload.lab import CHECKOUT
 from workload.nodes.embedded import EmbeddedServer
-from workload.rewrite import rewrite
+from workload.sharding import bulk
+from workload.sharding import rewrite as rewriting
+from workload.sharding.rewrite import rewrite
 from workload.sql import Login
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -207,7 +207,7 @@ def test_killed_at_any_moment_the_next_one_does_it(
     seed(connection, 20_000)
     moments = random.Random(SEED)
     program = (
-        "from workload.rewrite import rewrite; from workload.sql import Login;"
+        "from workload.sharding.rewrite import rewrite; from workload.sql import Login;"
         f"rewrite(Login('127.0.0.1', {login.port}, 'postgres', {login.password!r}),"
         f" {REGIONS!r}, 'us')"
     )

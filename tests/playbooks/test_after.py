@@ -30,12 +30,12 @@ from tests.fixtures.traffic import (
     play_traffic,
     traffic,
 )
-from workload import cutover, foreign
 from workload.audit import canaries
 from workload.audit.places import Where
 from workload.audit.run import audit
-from workload.homes import Setup, point_servers
-from workload.leaves import leaves_of
+from workload.sharding import cutover, foreign
+from workload.sharding.access import Setup, point_servers
+from workload.sharding.leaves import leaves_of
 from workload.topology import Topology
 from workload.verify import verify
 from workload.wan import control

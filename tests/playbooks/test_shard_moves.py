@@ -18,9 +18,9 @@ from tests.fixtures.labs import CHECKOUT, LabUnderTest, eventually
 from tests.fixtures.traffic import NOISE_MS, acknowledged, experience, lost, traffic
 from tests.playbooks.test_interrupted import kill_all, kill_the_playbook_alone
 from tests.playbooks.test_refusals import refused
-from workload import replicas
 from workload.errors import LabError
-from workload.partition import Partitioned, partition
+from workload.sharding import replicas
+from workload.sharding.partition import Partitioned, partition
 from workload.topology import Topology
 
 pytestmark = pytest.mark.slow

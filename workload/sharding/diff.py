@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from workload.errors import LabError
-from workload.leaves import Leaf
+from workload.sharding.leaves import Leaf
 
 BUCKETS = 256
 ROUNDS = 8

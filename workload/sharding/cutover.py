@@ -5,7 +5,7 @@ written to, with every write on one side or the other, and nobody held up who ha
 it. Writers lock the parent, then the leaf, for as long as their transaction lasts. Who waits for
 the last rows with the leaf locked and then wants the parent, deadlocks with them; who locks the
 parent first, holds up the customers of all regions for a round trip. So the leaf is below a gate,
-a partitioned table of its region's alone (workload/gates.py), and one transaction is all:
+a partitioned table of its region's alone (workload/sharding/gates.py), and one transaction is all:
 
 The gate is locked. A marker is written; the leaf is taken out and a foreign table put in its place;
 when the new home has the marker, that is committed. Who waited goes on, prepared statements
@@ -29,12 +29,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload import diff, foreign, gates, marker
 from workload.errors import LabError
-from workload.homes import Setup
-from workload.leaves import Leaf, leaves_of
-from workload.locks import LOCKS_S, PostponedError, exclusively
 from workload.processes import Say
+from workload.sharding import barrier, diff, foreign, gates
+from workload.sharding.access import Setup
+from workload.sharding.leaves import Leaf, leaves_of
+from workload.sharding.locks import LOCKS_S, PostponedError, exclusively
 from workload.sql import describe, take_turns, together
 from workload.topology import Topology, set_roles, set_warm_up
 
@@ -134,7 +134,7 @@ def _move(
     new.execute("ALTER SUBSCRIPTION lab SET (synchronous_commit = 'on')")
 
     def await_arrival() -> None:
-        if not marker.await_arrival(new, marker.write(old), CATCH_UP_S):
+        if not barrier.await_arrival(new, barrier.write(old), CATCH_UP_S):
             raise LabError(f"cut-over of {region}: {node} is more than {CATCH_UP_S:.0f} s behind")
 
     await_arrival()
@@ -231,12 +231,12 @@ def _swap(
         def work() -> None:
             arrived: list[bool] = []
             listener = listeners[0]
-            token = marker.write(writer)
+            token = barrier.write(writer)
             timeout_ms = rtt_ms + SLACK_MS
 
             def wait() -> None:
                 with contextlib.suppress(psycopg.Error):
-                    arrived.append(marker.await_arrival(listener, token, timeout_ms / 1e3))
+                    arrived.append(barrier.await_arrival(listener, token, timeout_ms / 1e3))
 
             waiting = threading.Thread(target=wait)
             waiting.start()

@@ -12,13 +12,13 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload import replicas
-from workload.cutover import RETIRED
 from workload.errors import LabError
-from workload.foreign import STAGED, relkind
-from workload.leaves import leaves_of
-from workload.locks import LOCKS_S
 from workload.processes import in_parallel, poll
+from workload.sharding import replicas
+from workload.sharding.cutover import RETIRED
+from workload.sharding.foreign import STAGED, relkind
+from workload.sharding.leaves import leaves_of
+from workload.sharding.locks import LOCKS_S
 from workload.sql import connect, describe, take_turns
 from workload.topology import Topology
 

@@ -14,8 +14,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload.leaves import TABLES, Leaf
 from workload.nodes import tls
+from workload.sharding.leaves import TABLES, Leaf
 
 #: The roles that others come as: the customers', who see and add, and the operator's.
 CUSTOMERS_ROLE, OPERATOR_ROLE = "foreign_customers", "foreign_operator"

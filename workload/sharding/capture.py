@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload.locks import exclusively
+from workload.sharding.locks import exclusively
 
 #: What keys are noted as.
 KINDS: Mapping[str, str] = {"customer": "c", "purchase": "p"}

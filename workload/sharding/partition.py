@@ -19,12 +19,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload import capture, gates
-from workload.bulk import LOAD_SETTINGS, run_all
 from workload.errors import LabError
-from workload.leaves import Leaf, leaves_of
-from workload.locks import exclusively
 from workload.processes import Say, in_parallel
+from workload.sharding import capture, gates
+from workload.sharding.bulk import LOAD_SETTINGS, run_all
+from workload.sharding.leaves import Leaf, leaves_of
+from workload.sharding.locks import exclusively
 from workload.sql import Login, connect, describe, take_turns, together
 
 #: Keys left to bring over that are few enough to do so while customers wait.

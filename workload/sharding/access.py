@@ -15,16 +15,16 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload import foreign
 from workload.errors import LabError
-from workload.gates import rebound
-from workload.leaves import TABLES, Leaf, columns_of, leaves_of, parents
-from workload.locks import LOCKS_S, exclusively
 from workload.nodes import tls
 from workload.nodes.peers import address_between
 from workload.nodes.scram import verifier
 from workload.nodes.server import server_of
 from workload.processes import in_parallel, poll
+from workload.sharding import foreign
+from workload.sharding.gates import rebound
+from workload.sharding.leaves import TABLES, Leaf, columns_of, leaves_of, parents
+from workload.sharding.locks import LOCKS_S, exclusively
 from workload.sql import connect, describe, take_turns
 from workload.topology import Role, Topology, set_roles
 

@@ -20,9 +20,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload.bounds import prove, settle
-from workload.leaves import LOCK_ORDER, Leaf, parents
-from workload.locks import exclusively
+from workload.sharding.bounds import prove, settle
+from workload.sharding.leaves import LOCK_ORDER, Leaf, parents
+from workload.sharding.locks import exclusively
 
 GATE = "gate_{region}"
 _BOUND = """

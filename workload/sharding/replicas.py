@@ -19,14 +19,14 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import DiagnosticField, ExecStatus
 
-from workload import marker
-from workload.bulk import Progress, copy, run_all, split
 from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
-from workload.leaves import Leaf, leaves_of
 from workload.nodes.peers import conninfo_for, replication_password
 from workload.nodes.standby import REPLICATION_ROLE
 from workload.processes import Say, in_parallel, poll
+from workload.sharding import barrier
+from workload.sharding.bulk import Progress, copy, run_all, split
+from workload.sharding.leaves import Leaf, leaves_of
 from workload.sql import Login, connect, describe, take_turns
 from workload.topology import Topology
 
@@ -110,7 +110,7 @@ def replicate(
 
     in_parallel([lambda node=node: job(node) for node in stale])  # type: ignore[misc]
     logins = {node: topology.operator_login(node, password) for node in wanted}
-    marker.await_all(source, logins, CATCH_UP_S)
+    barrier.await_all(source, logins, CATCH_UP_S)
     return found
 
 
@@ -162,7 +162,7 @@ def publish(connection: psycopg.Connection[Any], regions: Mapping[str, Sequence[
             connection.execute(
                 sql.SQL(statement).format(sql.Identifier(name), sql.SQL(", ").join(members))
             )
-    marker.write(connection)
+    barrier.write(connection)
 
 
 def is_current(topology: Topology, password: str, node: str, leaves: Sequence[Leaf]) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload.leaves import Leaf, in_lock_order
-from workload.locks import exclusively
+from workload.sharding.leaves import Leaf, in_lock_order
+from workload.sharding.locks import exclusively
 
 
 def prove(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> float:

@@ -19,11 +19,11 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload import capture, gates
-from workload.bulk import LOAD_SETTINGS, run_all
 from workload.errors import LabError
-from workload.leaves import Leaf, in_lock_order, leaves_of, parents
-from workload.locks import LOCKS_S, exclusively
+from workload.sharding import capture, gates
+from workload.sharding.bulk import LOAD_SETTINGS, run_all
+from workload.sharding.leaves import Leaf, in_lock_order, leaves_of, parents
+from workload.sharding.locks import LOCKS_S, exclusively
 from workload.sql import Login, connect, describe, take_turns, together
 
 #: Where leaves stand while they are filled, and where the old ones go.

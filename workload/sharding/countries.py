@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import sql
 
 from workload.errors import LabError
-from workload.leaves import own_tables
+from workload.sharding.leaves import own_tables
 from workload.sql import connect
 from workload.topology import Topology
 
