@@ -136,9 +136,9 @@ def report(lab: Lab, _: Namespace) -> int:
     """Print what the customers experienced, and write the page."""
     from rich.console import Console
 
-    from workload import report
+    from workload.report.terminal import terminal
 
-    report.run(lab, Console())
+    terminal.run(lab, Console())
     return 0
 
 
@@ -168,7 +168,7 @@ COMMANDS: tuple[Callable[[Lab, Namespace], int], ...] = (
     find,
     move,
     forget,
-    report,
+    terminal,
     status,
     psql,
     wan,

@@ -8,9 +8,11 @@ import sys
 
 from rich.console import Console
 
-from workload import report, steps, traffic, verify
+from workload import traffic, verify
 from workload.audit import run as audit
 from workload.lab import CHECKOUT, Lab
+from workload.report import steps
+from workload.report.terminal import terminal
 from workload.topology import PHASES, Topology
 
 #: What an audit is to say in the phases that end with one.
@@ -44,7 +46,7 @@ def run(lab: Lab, password: str, users: int, spawn_rate: float, run_time_s: int)
                 status |= _audit(lab, password, phase, console)
     if not verify.show(verify.verify(Topology.load(lab), password), console):
         return 1
-    report.run(lab, console)
+    terminal.run(lab, console)
     print(next_steps(Topology.load(lab)))
     return status
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from workload import experience
-from workload.experience import Experience
 from workload.lab import Lab
+from workload.report import experience
+from workload.report.experience import Experience
 
 FIELDS = [
     "phase", "region", "operation", "requests", "failures", "p50_ms", "p95_ms", "p99_ms",

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from workload import report
 from workload.errors import LabError
-from workload.experience import Experience
-from workload.findings import Receipts, changes, holdings
 from workload.lab import Lab
-from workload.roundtrips import Way
+from workload.report.experience import Experience
+from workload.report.findings import Receipts, changes, holdings
+from workload.report.roundtrips import Way
+from workload.report.terminal import terminal
 
 FAR = {
     ("expand_world", "us"): Way(80, 80),
@@ -124,23 +124,23 @@ def test_a_wan_that_was_off_where_customers_used_it_is_refused() -> None:
     for use in ({"serves": True}, {"serves": False, "looks": True}):
         row = {**WAN[0], "measured_ms": 120.0, **use}
         with pytest.raises(LabError, match=r"us to eu was 120\.0 ms, configured 80 ms"):
-            report.check_wan([row], [])
+            terminal.check_wan([row], [])
 
 
 def test_a_link_that_nobody_used_may_be_as_it_likes() -> None:
-    report.check_wan([*WAN, {**WAN[0], "measured_ms": None, "serves": False, "looks": False}], [])
+    terminal.check_wan([*WAN, {**WAN[0], "measured_ms": None, "serves": False, "looks": False}], [])
 
 
 def test_a_phase_whose_wan_was_not_measured_is_refused_where_customers_cross_it() -> None:
     with pytest.raises(LabError, match=r"phase shard .* no measurement of the WAN"):
-        report.check_wan(links("expand_world", True, True), road())
+        terminal.check_wan(links("expand_world", True, True), road())
 
 
 def test_after_asks_nothing_of_the_wan() -> None:
     rows = [row for row in road() if row.phase == "after"]
-    report.check_wan([], rows)
+    terminal.check_wan([], rows)
     cut = [{**row, "measured_ms": None} for row in links("after", False, False)]
-    report.check_wan(cut, rows)
+    terminal.check_wan(cut, rows)
 
 
 # -- what is printed and written ----------------------------------------------------------------
@@ -180,7 +180,7 @@ def lab(tmp_path: Path) -> Lab:
 
 def printed(lab: Lab) -> str:
     out = io.StringIO()
-    report.run(lab, Console(file=out, width=80))
+    terminal.run(lab, Console(file=out, width=80))
     return out.getvalue()
 
 

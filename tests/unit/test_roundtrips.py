@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from workload.experience import Experience
-from workload.roundtrips import Way, explain, read_notes, ways
+from workload.report.experience import Experience
+from workload.report.roundtrips import Way, explain, read_notes, ways
 
 RTT = {"us": 80.0, "jp": 230.0}
 

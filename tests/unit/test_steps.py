@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from workload import steps
 from workload.errors import LabError
 from workload.lab import Lab
-from workload.steps import Step
+from workload.report import steps
+from workload.report.steps import Step
 
 
 @dataclass

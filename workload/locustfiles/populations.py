@@ -17,11 +17,11 @@ from locust.stats import StatsEntry
 
 from rich.console import Console
 
-from workload import experience, steps
 from workload.customers import Customer, Market, population
 from workload.errors import LabError
-from workload.experience import Experience
 from workload.lab import Lab
+from workload.report import experience, steps
+from workload.report.experience import Experience
 from workload.topology import Topology
 
 #: Seconds between two lines of progress without the web page.

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from workload.errors import LabError
-from workload.experience import milliseconds
 from workload.lab import Lab, write_atomically
+from workload.report.experience import milliseconds
 
 
 @dataclass(frozen=True)

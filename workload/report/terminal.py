@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from workload import steps
 from workload.audit import residency
 from workload.errors import LabError
-from workload.experience import Experience, load, milliseconds, show
-from workload.findings import Change, Holding, Receipts, changes, holdings
 from workload.lab import Lab, read_json, write_atomically
-from workload.report_page import page
-from workload.roundtrips import FIRST, Explanation, explain, read_notes, ways
+from workload.report import steps
+from workload.report.experience import Experience, load, milliseconds, show
+from workload.report.findings import Change, Holding, Receipts, changes, holdings
+from workload.report.page import page
+from workload.report.roundtrips import FIRST, Explanation, explain, read_notes, ways
 from workload.topology import tables_of
 from workload.wan.measure import is_within, read_wan
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from workload.errors import LabError
-from workload.experience import Experience, milliseconds
 from workload.lab import Lab
-from workload.roundtrips import Way
+from workload.report.experience import Experience, milliseconds
+from workload.report.roundtrips import Way
 
 #: What is compared: one write and one read.
 COMPARED = ("buy", "look")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workload.experience import Experience, milliseconds
+from workload.report.experience import Experience, milliseconds
 
 #: Round trips that an operation takes by the protocol, and why (PostgreSQL's message flow; a
 #: prepared statement's Bind, Execute and Sync go in one packet).

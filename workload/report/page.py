@@ -6,10 +6,10 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from workload.experience import Experience, milliseconds
-from workload.findings import Change, Holding, Receipts
-from workload.roundtrips import FIRST, Explanation
-from workload.steps import Step, cells
+from workload.report.experience import Experience, milliseconds
+from workload.report.findings import Change, Holding, Receipts
+from workload.report.roundtrips import FIRST, Explanation
+from workload.report.steps import Step, cells
 
 #: One for each region, in their order.
 COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2")
