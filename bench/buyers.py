@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from workload.customers import Customer
-from workload.locustfiles import populations
-from workload.locustfiles.populations import *  # noqa: F403  (its listeners and options)
+from workload.traffic import locustfile
+from workload.traffic.customer import Customer
+from workload.traffic.locustfile import *
 
 
-class Buyer(next(iter(populations._classes().values()))):  # type: ignore[misc]
+class Buyer(next(iter(locustfile._classes().values()))):  # type: ignore[misc]
     """Signs up, then only buys."""
 
     look = Customer.buy

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workload.lab import CHECKOUT, Lab
-from workload.ledger import last_acknowledgement
 from workload.nodes.teardown import remove
+from workload.traffic.ledger import last_acknowledgement
 
 #: Away from a user's own lab and from those of the tests.
 PORT_BASE = 29_500

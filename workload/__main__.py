@@ -22,11 +22,9 @@ def demo(lab: Lab, asked: Namespace) -> int:
 
 def traffic(lab: Lab, asked: Namespace) -> int:
     """Let the customers trade."""
-    from workload import traffic
+    from workload.traffic import run
 
-    return traffic.run(
-        lab, asked.users, asked.spawn_rate, asked.time, asked.headless, asked.web_port
-    )
+    return run.run(lab, asked.users, asked.spawn_rate, asked.time, asked.headless, asked.web_port)
 
 
 def verify(lab: Lab, _: Namespace) -> int:
@@ -75,8 +73,8 @@ def psql(lab: Lab, asked: Namespace) -> int:
 
 def seed(lab: Lab, asked: Namespace) -> int:
     """Make many customers and purchases."""
-    from workload import seed
     from workload.topology import Topology
+    from workload.traffic import seed
 
     seed.run(Topology.load(lab), password(), asked.customers, asked.purchases_each)
     return 0
@@ -136,7 +134,7 @@ def report(lab: Lab, _: Namespace) -> int:
     """Print what the customers experienced, and write the page."""
     from rich.console import Console
 
-    from workload.report.terminal import terminal
+    from workload.report import terminal
 
     terminal.run(lab, Console())
     return 0
@@ -168,7 +166,7 @@ COMMANDS: tuple[Callable[[Lab, Namespace], int], ...] = (
     find,
     move,
     forget,
-    terminal,
+    report,
     status,
     psql,
     wan,

@@ -8,12 +8,12 @@ import sys
 
 from rich.console import Console
 
-from workload import traffic, verify
+from workload import verify
 from workload.audit import run as audit
 from workload.lab import CHECKOUT, Lab
-from workload.report import steps
-from workload.report.terminal import terminal
+from workload.report import steps, terminal
 from workload.topology import PHASES, Topology
+from workload.traffic import run as traffic
 
 #: What an audit is to say in the phases that end with one.
 HOLDS = {"shard": False, "after": True}

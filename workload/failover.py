@@ -13,10 +13,10 @@ import psycopg
 
 from workload.errors import LabError
 from workload.lab import Lab, write_atomically
-from workload.ledger import last_acknowledgement
 from workload.nodes.standby import Member, promote
 from workload.sharding import access
 from workload.topology import Topology, set_roles
+from workload.traffic.ledger import last_acknowledgement
 from workload.verify import verify
 
 #: Seconds to wait for the customers' first acknowledged write on the new primary.

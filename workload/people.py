@@ -24,13 +24,13 @@ from workload.audit import canaries
 from workload.audit.canaries import Canary, Kind
 from workload.audit.scan import scan
 from workload.errors import LabError
-from workload.ledger import Ledger
 from workload.nodes.server import server_of
 from workload.processes import locked
 from workload.sharding.purge import clean_statistics, drop_old_wal
 from workload.sharding.rewrite import Rewritten, rewrite
 from workload.sql import connect, describe
 from workload.topology import Topology
+from workload.traffic.ledger import Ledger
 
 GID = re.compile(r"lab_move_([0-9a-f-]{36})_from_(.+)")
 #: Seconds for a customer's own transactions to let go of their rows.

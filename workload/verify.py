@@ -13,10 +13,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from workload.ledger import KINDS, read
 from workload.sharding.leaves import own_tables
 from workload.sql import Login, connect
 from workload.topology import Topology
+from workload.traffic.ledger import KINDS, read
 
 #: How often each id of the ledger is in a node's own tables: a foreign table's rows are another's.
 PRESENT = """

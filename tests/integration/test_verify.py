@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.labs import LabUnderTest, eventually, wait_for
-from workload.ledger import Ledger, read
 from workload.topology import Topology
+from workload.traffic.ledger import Ledger, read
 from workload.verify import Verdict, verify
 
 pytestmark = pytest.mark.slow

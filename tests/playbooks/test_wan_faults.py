@@ -14,7 +14,7 @@ from workload.wan import control
 
 pytestmark = pytest.mark.slow
 
-#: workload.customers has it too, but importing that patches this process's sockets.
+#: workload.traffic.customer has it too, but importing that patches this process's sockets.
 OPERATION_TIMEOUT_S = 5.0
 
 

@@ -7,10 +7,10 @@ import sys
 
 from workload.lab import CHECKOUT
 
-# In a process of its own: workload.customers needs Locust imported before psycopg.
+# In a process of its own: workload.traffic.customer needs Locust imported before psycopg.
 SCRIPT = """
 import gevent
-from workload.customers import DatabaseError, _is_refusal
+from workload.traffic.customer import DatabaseError, _is_refusal
 import psycopg
 from psycopg import errors
 {code}

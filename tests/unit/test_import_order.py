@@ -22,25 +22,25 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_psycopg_first_is_refused_with_the_reason() -> None:
-    done = python("import psycopg, workload.customers")
+    done = python("import psycopg, workload.traffic.customer")
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].startswith("ImportError: import locust before psycopg")
 
 
 def test_locust_first_works() -> None:
-    done = python("import locust, psycopg, workload.customers")
+    done = python("import locust, psycopg, workload.traffic.customer")
     assert done.returncode == 0, done.stderr
 
 
 def test_customers_alone_work() -> None:
-    done = python("import workload.customers")
+    done = python("import workload.traffic.customer")
     assert done.returncode == 0, done.stderr
 
 
 def test_a_slow_query_holds_up_nobody_else() -> None:
     """psycopg itself, as the populations import it, waits where others can run."""
     done = python(
-        "import workload.customers, psycopg; print(psycopg.waiting.wait.__name__);"
+        "import workload.traffic.customer, psycopg; print(psycopg.waiting.wait.__name__);"
         "import socket, gevent.socket; print(socket.socket is gevent.socket.socket)"
     )
     assert done.stdout.split() == ["wait_poll", "True"], done.stdout + done.stderr

@@ -14,9 +14,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from workload import ledger as ledgers
 from workload.lab import CHECKOUT, read_json, write_atomically
-from workload.ledger import Ledger, failures_since, last_acknowledgement, read
+from workload.traffic import ledger as ledgers
+from workload.traffic.ledger import Ledger, failures_since, last_acknowledgement, read
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_what_happened_just_now_is_read_from_the_end_of_a_long_file(
 
 
 def test_files_of_several_processes_are_one_ledger(tmp_path: Path) -> None:
-    script = "import sys, pathlib, uuid; from workload.ledger import Ledger;"
+    script = "import sys, pathlib, uuid; from workload.traffic.ledger import Ledger;"
     script += "Ledger(pathlib.Path(sys.argv[1])).write('I', 'c', uuid.uuid4())"
     for _ in range(2):
         subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=CHECKOUT, check=True)

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from workload.errors import LabError
 from workload.lab import Lab
+from workload.report import terminal
 from workload.report.experience import Experience
 from workload.report.findings import Receipts, changes, holdings
 from workload.report.roundtrips import Way
-from workload.report.terminal import terminal
 
 FAR = {
     ("expand_world", "us"): Way(80, 80),

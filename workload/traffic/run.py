@@ -14,8 +14,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from workload.lab import Lab
-from workload.ledger import last_acknowledgement
 from workload.topology import Topology
+from workload.traffic.ledger import last_acknowledgement
 from workload.wan.measure import measure, save_wan
 
 #: How often the WAN is measured at most until it is as configured.
@@ -25,7 +25,7 @@ FIGURES = ("configured_ms", "measured_ms", "ok", "trouble", "error")
 #: Seconds for customers of each region to have written before a step is taken, for a step at most,
 #: and for them to leave after it.
 ARRIVE_S, STEP_S, LEAVE_S = 15, 1800, 20
-LOCUSTFILE = Path(__file__).parent / "locustfiles" / "populations.py"
+LOCUSTFILE = Path(__file__).parent / "locustfile.py"
 
 
 def command(

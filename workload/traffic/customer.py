@@ -21,9 +21,9 @@ from psycopg.pq import TransactionStatus
 
 from workload.errors import LabError
 from workload.lab import Lab
-from workload.ledger import Kind, Ledger, Mark
-from workload.statements import FIND, OLD, SIGN_UP_WITH_COUNTRY, Statements, statements_for
 from workload.topology import Topology
+from workload.traffic.ledger import Kind, Ledger, Mark
+from workload.traffic.statements import FIND, OLD, SIGN_UP_WITH_COUNTRY, Statements, statements_for
 
 #: Seconds until a customer gives up on an operation. TCP cannot see a link that went silent.
 OPERATION_TIMEOUT_S = 5.0

@@ -17,12 +17,12 @@ from locust.stats import StatsEntry
 
 from rich.console import Console
 
-from workload.customers import Customer, Market, population
 from workload.errors import LabError
 from workload.lab import Lab
 from workload.report import experience, steps
 from workload.report.experience import Experience
 from workload.topology import Topology
+from workload.traffic.customer import Customer, Market, population
 
 #: Seconds between two lines of progress without the web page.
 PROGRESS_S = 5
