@@ -31,13 +31,13 @@ def verify(lab: Lab, _: Namespace) -> int:
     """Prove that every acknowledged write is there."""
     from rich.console import Console
 
-    from workload import verify
+    from workload.proof import verify
     from workload.topology import Topology
 
     topology, console = Topology.load(lab), Console()
     holds = verify.show(verify.verify(topology, password()), console)
     if topology.phase == "shard":
-        from workload import compare
+        from workload.proof import compare
 
         holds &= compare.show(compare.compare(topology, password()), console)
     return 0 if holds else 1
@@ -47,7 +47,7 @@ def source_tests(lab: Lab, _: Namespace) -> int:
     """Run the source document's two tests of the sharded lab."""
     from rich.console import Console
 
-    from workload import source_tests
+    from workload.proof import source_tests
     from workload.topology import Topology
 
     return 0 if source_tests.run(Topology.load(lab), password(), Console()) else 1

@@ -8,9 +8,9 @@ import sys
 
 from rich.console import Console
 
-from workload import verify
 from workload.audit import run as audit
 from workload.lab import CHECKOUT, Lab
+from workload.proof import verify
 from workload.report import steps, terminal
 from workload.topology import PHASES, Topology
 from workload.traffic import run as traffic

@@ -14,10 +14,10 @@ import psycopg
 from workload.errors import LabError
 from workload.lab import Lab, write_atomically
 from workload.nodes.standby import Member, promote
+from workload.proof.verify import verify
 from workload.sharding import access
 from workload.topology import Topology, set_roles
 from workload.traffic.ledger import last_acknowledgement
-from workload.verify import verify
 
 #: Seconds to wait for the customers' first acknowledged write on the new primary.
 RETURN_TIMEOUT_S = 15.0

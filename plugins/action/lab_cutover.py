@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
+from workload.proof.verify import verify
 from workload.sharding.access import Setup, point_servers
 from workload.sharding.cutover import cut_over, open_gates, receipt
 from workload.topology import Topology
 from workload.traffic.ledger import failures_since
-from workload.verify import verify
 
 
 class ActionModule(LabAction):

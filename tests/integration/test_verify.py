@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.labs import LabUnderTest, eventually, wait_for
+from workload.proof.verify import Verdict, verify
 from workload.topology import Topology
 from workload.traffic.ledger import Ledger, read
-from workload.verify import Verdict, verify
 
 pytestmark = pytest.mark.slow
 

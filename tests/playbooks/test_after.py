@@ -33,11 +33,11 @@ from tests.fixtures.traffic import (
 from workload.audit import canaries
 from workload.audit.places import Where
 from workload.audit.run import audit
+from workload.proof.verify import verify
 from workload.sharding import cutover, foreign
 from workload.sharding.access import Setup, point_servers
 from workload.sharding.leaves import leaves_of
 from workload.topology import Topology
-from workload.verify import verify
 from workload.wan import control
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ from tests.fixtures.labs import LabUnderTest
 from tests.fixtures.traffic import acknowledged, traffic
 from tests.playbooks.test_interrupted import kill_all
 from workload.audit.run import audit
+from workload.proof.verify import verify
 from workload.topology import Topology
-from workload.verify import verify
 
 pytestmark = pytest.mark.slow
 

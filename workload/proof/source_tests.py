@@ -16,8 +16,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from workload.compare import CATCH_UP_S
 from workload.errors import LabError
+from workload.proof.compare import CATCH_UP_S
 from workload.sharding import barrier
 from workload.sql import connect, describe
 from workload.topology import Topology
