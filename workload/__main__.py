@@ -15,7 +15,7 @@ from workload.lab import Lab
 
 def demo(lab: Lab, asked: Namespace) -> int:
     """Play the road with customers in each phase."""
-    from workload import demo
+    from workload.operations import demo
 
     return demo.run(lab, password(), asked.users, asked.spawn_rate, asked.time)
 
@@ -57,7 +57,7 @@ def status(lab: Lab, _: Namespace) -> int:
     """Say how the lab is, and what is wrong."""
     from rich.console import Console
 
-    from workload import status
+    from workload.operations import status
     from workload.topology import Topology
 
     return 0 if status.show(status.collect(Topology.load(lab), password()), Console()) else 1
@@ -65,7 +65,7 @@ def status(lab: Lab, _: Namespace) -> int:
 
 def psql(lab: Lab, asked: Namespace) -> int:
     """Open psql on a node, or run one statement there."""
-    from workload import psql
+    from workload.operations import psql
     from workload.topology import Topology
 
     return psql.run(Topology.load(lab), password(), asked.node, asked.sql)
@@ -82,7 +82,7 @@ def seed(lab: Lab, asked: Namespace) -> int:
 
 def find(lab: Lab, asked: Namespace) -> int:
     """Say where a customer is at home."""
-    from workload import people
+    from workload.operations import people
     from workload.topology import Topology
 
     topology = Topology.load(lab)
@@ -97,7 +97,7 @@ def find(lab: Lab, asked: Namespace) -> int:
 
 def move(lab: Lab, asked: Namespace) -> int:
     """Move a customer with all purchases to another country."""
-    from workload import people
+    from workload.operations import people
     from workload.topology import Topology
 
     topology = Topology.load(lab)
@@ -117,7 +117,7 @@ def move(lab: Lab, asked: Namespace) -> int:
 
 def forget(lab: Lab, asked: Namespace) -> int:
     """Erase a customer and all purchases, everywhere."""
-    from workload import people
+    from workload.operations import people
     from workload.topology import Topology
 
     topology = Topology.load(lab)
@@ -142,9 +142,9 @@ def report(lab: Lab, _: Namespace) -> int:
 
 def wan(lab: Lab, asked: Namespace) -> int:
     """Show the WAN's RTTs, or change a link."""
-    from workload.wan import front
+    from workload.operations import wan
 
-    return front.run(lab, asked.link, asked.state, asked.one_way, asked.rtt)
+    return wan.run(lab, asked.link, asked.state, asked.one_way, asked.rtt)
 
 
 def audit(lab: Lab, _: Namespace) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from workload.control import LabAction
-from workload.failover import fail_over
 from workload.nodes.pair import PAIR, members
+from workload.operations.failover import fail_over
 
 
 class ActionModule(LabAction):

@@ -19,9 +19,9 @@ import pytest
 
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, eventually
 from tests.fixtures.traffic import NOISE_MS, customers, play_traffic
-from workload import people
 from workload.audit import canaries
 from workload.errors import LabError
+from workload.operations import people
 from workload.topology import Topology
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from workload import psql, status
 from workload.errors import LabError
 from workload.lab import Lab
-from workload.status import Follower, Seen, Status, illnesses
+from workload.operations import psql, status
+from workload.operations.status import Follower, Seen, Status, illnesses
 from workload.topology import Region, Topology
 from workload.wan.config import Config, Link
 

@@ -12,8 +12,8 @@ import yaml
 from rich.console import Console
 
 from workload.errors import LabError
+from workload.operations.wan import sentence, show
 from workload.wan.config import Config, Link, Way, links_for
-from workload.wan.front import sentence, show
 from workload.wan.measure import is_within
 
 CHECKOUT = Path(__file__).resolve().parents[2]
