@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from rich.console import Console
 
+from workload.actions import LabAction, lab_of
 from workload.audit import canaries, run
-from workload.control import LabAction, lab_of
 from workload.topology import Topology
 
 #: What the terse output indents by is left for that.

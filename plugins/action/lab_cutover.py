@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
+from workload.actions import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
 from workload.proof.verify import verify

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from workload.control import LabAction
+from workload.actions import LabAction
 from workload.nodes.embedded import EmbeddedServer
 
 

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from workload.control import LOGIN, LabAction, countries_of, lab_of
+from workload.actions import LOGIN, LabAction, countries_of, lab_of
 from workload.lab import write_atomically
 from workload.sharding.partition import is_partitioned, partition
 from workload.sql import Login, connect

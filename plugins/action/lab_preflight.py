@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import NODE, LabAction
+from workload.actions import NODE, LabAction
 from workload.lab import Lab, home_path
 from workload.nodes.preflight import Node, begin, check_road, examine, revive_wan
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
+from workload.actions import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.operations.people import resolve
 from workload.sharding.purge import purge
 from workload.topology import Topology

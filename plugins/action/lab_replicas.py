@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import WHOLE_LAB, LabAction, countries_of, lab_of
+from workload.actions import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.sharding.leaves import leaves_of
 from workload.sharding.replicas import is_at_origin, is_current, replicate, save
 from workload.topology import Topology

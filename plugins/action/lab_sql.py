@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import LOGIN, LabAction
+from workload.actions import LOGIN, LabAction
 from workload.errors import LabError, WrongPasswordError
 from workload.sql import Login, apply, connect
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import LabAction
+from workload.actions import LabAction
 from workload.nodes.pair import PAIR, members
 from workload.nodes.standby import REPLICATION_ROLE, make_synchronous, seed
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import LabAction
+from workload.actions import LabAction
 from workload.errors import LabError
 from workload.lab import Lab, home_path
 from workload.nodes.teardown import remove

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from workload.control import NODE, LabAction
+from workload.actions import NODE, LabAction
 from workload.lab import Lab, home_path, read_json, write_atomically
 from workload.topology import build, tables_of
 from workload.wan.config import links_for

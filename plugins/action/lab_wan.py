@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.control import NODE, LabAction
+from workload.actions import NODE, LabAction
 from workload.lab import Lab, home_path
 from workload.nodes.docker import Engine
 from workload.wan import control

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workload.control import NODE
+from workload.actions import NODE
 from workload.lab import Lab, home_path
 from workload.nodes.server import Place, node_server
 from workload.nodes.standby import Member
