@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workload.traffic import locustfile
 from workload.traffic.customer import Customer
-from workload.traffic.locustfile import *
+from workload.traffic.locustfile import *  # noqa: F403
 
 
 class Buyer(next(iter(locustfile._classes().values()))):  # type: ignore[misc]

@@ -1,1 +1,4 @@
-"""The geo-sharding lab's Python side: servers, populations, verification, reports."""
+"""The geo-sharding lab: the engine that shards, the customers who trade, the proofs and reports.
+
+The modules here are the core, on which all rooms stand; docs/architecture.md is the map.
+"""
