@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,31 @@ LOCK_TIMEOUT_S = 60.0
 
 #: Tells a person how far a long step is.
 Say = Callable[[str], None]
+
+#: Every point after which a run that is killed leaves a state of its own behind. A test kills a run
+#: at each of them, and plays it again.
+STEPS = (
+    "standby.slotted", "standby.seeded", "standby.streaming",
+    "partition.created", "partition.armed", "partition.loaded", "partition.keyed",
+    "partition.swapping", "partition.swapped",
+    "replicas.published", "replicas.emptied", "replicas.slotted", "replicas.loaded",
+    "replicas.attached",
+    "cutover.agreed", "cutover.staged", "cutover.warmed", "cutover.gated", "cutover.swapping",
+    "cutover.swapped", "cutover.homed",
+    "purge.due", "purge.unsubscribed", "purge.dropped", "purge.removed", "purge.scrubbed",
+    "failover.fenced", "failover.promoted", "failover.ready", "failover.routed",
+    "rejoin.slotted", "rejoin.rewound", "rejoin.started",
+    "move.begun", "move.read", "move.written", "move.prepared", "move.deleted", "move.decided",
+    "move.committed", "move.followed", "move.rewritten", "move.cleaned",
+    "rewrite.armed", "rewrite.loaded", "rewrite.keyed", "rewrite.swapping", "rewrite.swapped",
+    "forget.deleted",
+)  # fmt: skip
+
+
+def reached(step: str) -> None:
+    """End this process by SIGKILL where LAB_KILL_AT names the step, one of STEPS; else nothing."""
+    if os.environ.get("LAB_KILL_AT") == step:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def spawn_detached(

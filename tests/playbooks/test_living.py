@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,6 +20,7 @@ from tests.fixtures.traffic import NOISE_MS, customers, play_traffic
 from workload.audit import canaries
 from workload.errors import LabError
 from workload.operations import people
+from workload.processes import STEPS
 from workload.topology import Topology
 
 pytestmark = pytest.mark.slow
@@ -29,7 +28,6 @@ pytestmark = pytest.mark.slow
 EU, US, JP = 0, 2, 3
 HOMES = {"eu": EU, "us": US, "jp": JP}
 NOBODY = "00000000-0000-4000-8000-000000000000"
-STEPS = ("begin", "read", "written", "prepared", "deleted", "decided", "done", "scrub")
 
 
 @pytest.fixture(scope="module")
@@ -214,26 +212,13 @@ def test_canary_that_moves_is_looked_for_at_its_new_home(after: LabUnderTest) ->
     assert next(c for c in canaries.load(after.lab) if c.id == canary.id).region == "eu"
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [step for step in STEPS if step.startswith("move.")])
 def test_killed_at_any_step_there_is_one_copy_after_a_second_run(
     after: LabUnderTest, step: str
 ) -> None:
     key = new_customer(after, "de", purchases=4)
-    program = (
-        "import os, signal, sys\n"
-        "from uuid import UUID\n"
-        "from workload import people\n"
-        "from workload.lab import Lab\n"
-        "from workload.topology import Topology\n"
-        "def step(name):\n"
-        f"    if name == {step!r}: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "topology = Topology.load(Lab.from_environment())\n"
-        f"people.move(topology, 'password', UUID({key!r}), 'us', step)\n"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-c", program], cwd=CHECKOUT, env=after.environ(), check=False, timeout=60
-    )
-    assert killed.returncode == -signal.SIGKILL
+    killed = after.workload("move", CUSTOMER=key, COUNTRY="us", LAB_KILL_AT=step)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(homes(after, key)) <= 1
     # The old home's session has to end first: it holds the lock by which a move is known to be
     # under way.
@@ -255,17 +240,18 @@ def _sessions_in_transaction(lab: LabUnderTest) -> int:
 
 
 def test_new_home_that_is_killed_while_it_has_a_prepared_copy_still_has_it(
-    after: LabUnderTest,
+    after: LabUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = new_customer(after, "de")
 
-    def kill(name: str) -> None:
-        if name == "decided":
+    def kill(step: str) -> None:
+        if step == "move.decided":
             after.server("us").kill()
 
+    monkeypatch.setattr(people, "reached", kill)
     try:
         with pytest.raises(LabError, match="was not moved"):
-            people.move(topology(after), "password", UUID(key), "us", kill)
+            people.move(topology(after), "password", UUID(key), "us")
         assert after.query(f"SELECT 1 FROM eu.customer WHERE id = '{key}'") == []
     finally:
         after.play_ok("after")

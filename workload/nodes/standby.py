@@ -16,7 +16,7 @@ from psycopg import sql
 
 from workload.errors import LabError
 from workload.nodes.server import NodeServer
-from workload.processes import poll
+from workload.processes import poll, reached
 from workload.sql import Login, connect
 
 #: The role that standbys stream as. The WAL holds everything, so it is nobody else's.
@@ -108,11 +108,13 @@ def seed(primary: Member, standby: Member, password: str) -> bool:
         return False
     with connect(primary.login) as connection:
         ensure_slot(connection, standby.slot)
+    reached("standby.slotted")
     source, settings = follow(primary, standby, password)
     standby.server.shell(
         SEED,
         {"SOURCE": f"{source} dbname=postgres", "SLOT": standby.slot, "FOLLOW": settings},
     )
+    reached("standby.seeded")
     return True
 
 
@@ -142,6 +144,7 @@ def make_synchronous(primary: Member, standby: Member, timeout_s: float) -> bool
             return row is not None and row[0] == "streaming"
 
         poll(is_streaming, timeout_s, f"{standby.name} does not stream from {primary.name}")
+        reached("standby.streaming")
         return set_synchronous(connection, f'FIRST 1 ("{standby.slot}")')
 
 
@@ -188,6 +191,7 @@ def promote(primary: Member, standby: Member) -> dict[str, Any]:
     if primary.server.is_running():
         raise LabError(f"{primary.name} cannot be fenced: a process of it does not end")
     primary.server.shell(FENCE)
+    reached("failover.fenced")
     fenced, fenced_at = time.monotonic(), time.time()
     with connect(standby.login) as connection:
         connection.autocommit = True
@@ -195,6 +199,7 @@ def promote(primary: Member, standby: Member) -> dict[str, Any]:
             row = connection.execute("SELECT pg_promote(true, 30)").fetchone()
             if not (row and row[0]):
                 raise LabError(f"{standby.name} was not promoted within 30 s: see its log")
+        reached("failover.promoted")
         set_synchronous(connection, "")
         ensure_slot(connection, primary.slot)
     return {
@@ -215,6 +220,7 @@ def rejoin(primary: Member, old: Member, password: str, timeout_s: float) -> str
         ensure_slot(connection, old.slot)
         # Up to PostgreSQL 15 pg_rewind reads the new timeline from the last checkpoint.
         connection.execute("CHECKPOINT")
+    reached("rejoin.slotted")
     source, settings = follow(primary, old, password)
     how = "copied"
     if old.server.has_data():
@@ -224,6 +230,8 @@ def rejoin(primary: Member, old: Member, password: str, timeout_s: float) -> str
     if how == "copied":
         old.server.shell('rm -f "$PGDATA/PG_VERSION"')
         seed(primary, old, password)
+    reached("rejoin.rewound")
     old.server.start(timeout_s)
+    reached("rejoin.started")
     make_synchronous(primary, old, timeout_s)
     return how

@@ -14,6 +14,7 @@ import psycopg
 from workload.errors import LabError
 from workload.lab import Lab, write_atomically
 from workload.nodes.standby import Member, promote
+from workload.processes import reached
 from workload.proof.verify import verify
 from workload.sharding import access
 from workload.topology import Topology, set_roles
@@ -45,7 +46,9 @@ def fail_over(
     folder = lab.home / "ledger"
     figures = promote(primary, standby)
     fenced_at = figures["fenced_at"]
+    reached("failover.ready")
     set_roles(lab, {primary.name: "fenced", standby.name: "primary"})
+    reached("failover.routed")
     topology = Topology.load(lab)
     _redirect(topology, password)
     rto_ms = None

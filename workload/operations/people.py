@@ -11,7 +11,7 @@ always; between the two commits, for a round trip, there is none.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +25,7 @@ from workload.audit.canaries import Canary, Kind
 from workload.audit.scan import scan
 from workload.errors import LabError
 from workload.nodes.server import server_of
-from workload.processes import locked
+from workload.processes import locked, reached
 from workload.sharding.purge import clean_statistics, drop_old_wal
 from workload.sharding.rewrite import Rewritten, rewrite
 from workload.sql import connect, describe
@@ -37,8 +37,6 @@ GID = re.compile(r"lab_move_([0-9a-f-]{36})_from_(.+)")
 LOCK_TIMEOUT_S = 10
 #: Whoever deletes rows writes this with it, so that their bytes are not forgotten in the files.
 TO_SCRUB = "INSERT INTO lab.to_scrub DEFAULT VALUES"
-#: Said by who waits at a step; only tests do.
-Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,7 @@ def find(topology: Topology, password: str, customer: UUID) -> Person:
 
 
 def move(
-    topology: Topology,
-    password: str,
-    customer: UUID,
-    country: str,
-    step: Step = lambda name: None,
+    topology: Topology, password: str, customer: UUID, country: str
 ) -> tuple[Person, Person, Rewritten | None]:
     """Move a customer with all purchases to another country; return who they were and are.
 
@@ -123,12 +117,12 @@ def move(
         _open(topology, password, moved.node) as new,
     ):
         try:
-            _move(old, new, person, moved, step)
+            _move(old, new, person, moved)
         except psycopg.Error as error:
             # What is left of it, the next call and make status know what to do with.
             raise LabError(f"customer {customer} was not moved: {describe(error)}") from None
     _follow_canary(topology, moved)
-    step("scrub")
+    reached("move.followed")
     return person, moved, scrub(topology, password, person.node)
 
 
@@ -137,13 +131,12 @@ def _move(
     new: psycopg.Connection[Any],
     person: Person,
     moved: Person,
-    step: Step,
 ) -> None:
     gid = f"lab_move_{person.id}_from_{person.region}"
     old.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
     # Who tidies up after the dead leaves alone what is alive.
     old.execute("SELECT pg_advisory_lock(hashtext(%s))", (gid,))
-    step("begin")
+    reached("move.begun")
     with old.transaction():
         # Nobody adds a purchase from here on: its foreign key wants this row.
         kept = old.execute(
@@ -160,7 +153,7 @@ def _move(
             ),
             (person.id,),
         ).fetchall()
-        step("read")
+        reached("move.read")
         new.execute("BEGIN")
         new.execute(
             sql.SQL("INSERT INTO {} (id, email, country) VALUES (%s, %s, %s)").format(
@@ -178,9 +171,9 @@ def _move(
                 ).format(_leaf(moved.region, "purchase")),
                 (person.id, moved.country, list(ids), list(amounts)),
             )
-        step("written")
+        reached("move.written")
         new.execute(sql.SQL("PREPARE TRANSACTION {}").format(sql.Literal(gid)))
-        step("prepared")
+        reached("move.prepared")
         for table, key in (("purchase", "customer_id"), ("customer", "id")):
             old.execute(
                 sql.SQL("DELETE FROM {} WHERE {} = %s").format(
@@ -189,10 +182,10 @@ def _move(
                 (person.id,),
             )
         old.execute(TO_SCRUB)
-        step("deleted")
-    step("decided")
+        reached("move.deleted")
+    reached("move.decided")
     new.execute(sql.SQL("COMMIT PREPARED {}").format(sql.Literal(gid)))
-    step("done")
+    reached("move.committed")
 
 
 def resolve(topology: Topology, password: str) -> list[str]:
@@ -249,6 +242,7 @@ def forget(topology: Topology, password: str, customer: UUID) -> tuple[Person, R
         _erase(topology, password, person)
     except psycopg.Error as error:
         raise LabError(f"customer {customer} was not erased: {describe(error)}") from None
+    reached("forget.deleted")
     rewritten = scrub(topology, password, person.node)
     left = traces(topology, person)
     if left:
@@ -298,9 +292,11 @@ def scrub(topology: Topology, password: str, node: str) -> Rewritten:
         since = connection.execute("SELECT clock_timestamp()").fetchone()
     login = topology.operator_login(node, password)
     rewritten = rewrite(login, topology.countries(), region)
+    reached("move.rewritten")
     with _open(topology, password, node) as connection:
         clean_statistics(connection)
     drop_old_wal(topology, password, node)
+    reached("move.cleaned")
     with _open(topology, password, node) as connection:
         connection.execute("DELETE FROM lab.to_scrub WHERE since <= %s", since)
     return rewritten

@@ -30,7 +30,7 @@ import psycopg
 from psycopg import sql
 
 from workload.errors import LabError
-from workload.processes import Say
+from workload.processes import Say, reached
 from workload.sharding import barrier, diff, foreign, gates
 from workload.sharding.access import Setup
 from workload.sharding.leaves import Leaf, leaves_of
@@ -142,6 +142,7 @@ def _move(
     rows = sum(agreed.rows for agreed in found)
     extra = sum(agreed.extra for agreed in found)
     more = f", and {extra:,} that were written to {node} directly stay there" if extra else ""
+    reached("cutover.agreed")
     say(f"{region}: {rows:,} rows agree on both sides{more}")
     foreign.stage(old, leaves)
     staged = foreign.STAGED.format(region=region)
@@ -149,17 +150,22 @@ def _move(
     warm_up = foreign.make_warm_up(old, region, customers_role)
     passwords = {role: setup.secret(role) for role in foreign.SECRETS}
     foreign.let_through(old, leaves, staged, passwords)
+    reached("cutover.staged")
     # Nothing is locked for a link that does not work.
     old.execute(warm_up.encode())
     _warm_up(topology, old, new, region, warm_up, rtt_ms)
+    reached("cutover.warmed")
     across = f"host={way['host']} port={way['port']}"
     conninfo = f"{topology.operator_login(node, setup.password).conninfo()} {across}"
     try:
         others_ms = gates.put_up(old, leaves, timeout_s)
+        reached("cutover.gated")
         pause_ms, tries = _swap(setup, old, conninfo, leaves, rtt_ms, timeout_s)
     finally:
         set_warm_up(topology.lab, region, "")
+    reached("cutover.swapped")
     set_roles(topology.lab, {node: "primary"})
+    reached("cutover.homed")
     return CutOver(region, rtt_ms, pause_ms, others_ms, tries, rows)
 
 
@@ -254,6 +260,7 @@ def _swap(
                 raise PostponedError(
                     f"{region}'s node did not have the last row within {timeout_ms:.0f} ms"
                 )
+            reached("cutover.swapping")
 
         return exclusively(old, gates.locks(leaves), work, timeout_s, before)
 

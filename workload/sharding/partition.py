@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from workload.errors import LabError
-from workload.processes import Say, in_parallel
+from workload.processes import Say, in_parallel, reached
 from workload.sharding import capture, gates
 from workload.sharding.bulk import LOAD_SETTINGS, run_all
 from workload.sharding.leaves import Leaf, leaves_of
@@ -163,10 +163,14 @@ def _move(
     for leaf in leaves:
         connection.execute(leaf.create())
         connection.execute(together(gates.put_in(leaf, gates.stands(connection, leaf))))
+    reached("partition.created")
     capture.begin(connection, {table: sql.Identifier("public", table) for table in LOAD}, timeout_s)
+    reached("partition.armed")
     rows = _load(login, leaves, say)
+    reached("partition.loaded")
     run_all(login, [leaf.key_statements() for leaf in leaves])
     run_all(login, [leaf.references() for leaf in leaves])
+    reached("partition.keyed")
     run_all(
         login,
         [[sql.SQL("ANALYZE {}").format(leaf.identifier())] for leaf in leaves],
@@ -174,6 +178,7 @@ def _move(
     extra = _size(connection) - size_before
     say(f"loaded {sum(rows.values()):,} rows in {time.monotonic() - started:.1f} s; swapping")
     pause_ms, tries = _swap(connection, timeout_s)
+    reached("partition.swapped")
     _clean_up(connection, timeout_s)
     return Partitioned(
         customers=rows["customer"],
@@ -231,6 +236,7 @@ def _swap(connection: psycopg.Connection[Any], timeout_s: float) -> tuple[float,
     def swap() -> None:
         _bring_over(connection)
         connection.execute(SWAP)
+        reached("partition.swapping")
 
     # A purchase's foreign key has its writer lock both in this order.
     tables = [sql.Identifier("public", "purchase"), sql.Identifier("public", "customer")]

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from workload.errors import LabError
-from workload.processes import in_parallel, poll
+from workload.processes import in_parallel, poll, reached
 from workload.sharding import replicas
 from workload.sharding.cutover import RETIRED
 from workload.sharding.foreign import STAGED, relkind
@@ -62,6 +62,7 @@ def purge(topology: Topology, password: str, regions: Mapping[str, Sequence[str]
     due = topology.lab.home / "to_scrub"
     is_due = due.exists() or topology.phase != "after"
     due.touch()
+    reached("purge.due")
 
     def job(node: str) -> None:
         try:
@@ -75,12 +76,15 @@ def purge(topology: Topology, password: str, regions: Mapping[str, Sequence[str]
     # Subscribers first: a subscription of theirs would look for its slot for ever.
     for node in [*primaries[1:], primaries[0]]:
         job(node)
+        reached("purge.dropped")
+    reached("purge.removed")
     if removed or is_due:
 
         def scrub(node: str) -> Callable[[], None]:
             return lambda: drop_old_wal(topology, password, node)
 
         in_parallel([scrub(node) for node in primaries])
+    reached("purge.scrubbed")
     due.unlink()
     return removed
 
@@ -98,6 +102,7 @@ def _purge_node(
         take_turns(connection, LOCKS_S)
         if replicas.unsubscribe(connection):
             removed.append("subscription")
+            reached("purge.unsubscribed")
         slots = [replicas.slot(name) for name in topology.nodes]
         removed += [f"slot {name}" for name in slots if replicas.drop_slot(connection, name)]
         for name in [*map(replicas.publication, regions), "lab_marker"]:

@@ -23,7 +23,7 @@ from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
 from workload.nodes.peers import conninfo_for, replication_password
 from workload.nodes.standby import REPLICATION_ROLE
-from workload.processes import Say, in_parallel, poll
+from workload.processes import Say, in_parallel, poll, reached
 from workload.sharding import barrier
 from workload.sharding.bulk import Progress, copy, run_all, split
 from workload.sharding.leaves import Leaf, leaves_of
@@ -100,6 +100,7 @@ def replicate(
             connection.autocommit = True
             take_turns(connection, CATCH_UP_S)
             publish(connection, regions)
+        reached("replicas.published")
     found: list[Copied] = []
 
     def job(node: str) -> None:
@@ -219,9 +220,11 @@ def _copy_to(
         with connect(source, 10) as at_source:
             at_source.autocommit = True
             drop_slot(at_source, slot(node))
+        reached("replicas.emptied")
         copied = load(
             source, target, across_the_wan(topology, target, node), slot(node), incoming, say
         )
+        reached("replicas.loaded")
         with at_target.transaction():
             for leaf in leaves_of(regions, wanted):
                 at_target.execute(
@@ -238,6 +241,7 @@ def _copy_to(
         for region in wanted:
             schema = sql.Identifier(INCOMING.format(region=region))
             at_target.execute(sql.SQL("DROP SCHEMA {}").format(schema))
+        reached("replicas.attached")
         subscribe(
             at_target,
             conninfo_for(
@@ -287,6 +291,7 @@ def load(
     options = f"replication=database options='-c lock_timeout={int(CATCH_UP_S * 1e3)}'"
     with psycopg.connect(f"{source.conninfo()} {options}", autocommit=True) as walsender:
         snapshot = _make_slot(walsender, slot_name)
+        reached("replicas.slotted")
         with connect(source, 10) as reader:
             reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import sql
 
 from workload.errors import LabError
+from workload.processes import reached
 from workload.sharding import capture, gates
 from workload.sharding.bulk import LOAD_SETTINGS, run_all
 from workload.sharding.leaves import Leaf, in_lock_order, leaves_of, parents
@@ -130,6 +131,7 @@ def _rewrite(
     for leaf in new:
         connection.execute(leaf.create())
     begin_ms = capture.begin(connection, {leaf.table: leaf.identifier() for leaf in old}, LOCKS_S)
+    reached("rewrite.armed")
     connection.execute(LOAD_SETTINGS)
     with connection.transaction():
         # One snapshot: no purchase without the customer who made it.
@@ -140,11 +142,13 @@ def _rewrite(
             )
             connection.execute(load)
     connection.execute("RESET synchronous_commit")
+    reached("rewrite.loaded")
     run_all(login, [leaf.key_statements() for leaf in new])
     run_all(login, [leaf.references() for leaf in new])
     run_all(login, [[sql.SQL("ANALYZE {}").format(leaf.identifier())] for leaf in new])
     for source, target in zip(old, new, strict=True):
         _give_the_same_rights(connection, source, target)
+    reached("rewrite.keyed")
 
     def until_few() -> None:
         while _bring_over(connection, old, new) > FEW:
@@ -162,9 +166,12 @@ def _rewrite(
     def swap() -> None:
         _bring_over(connection, old, new)
         connection.execute(together(change))
+        reached("rewrite.swapping")
 
     tables = [*parents(list(capture.KINDS)), *in_lock_order(old)]
-    return max(begin_ms, exclusively(connection, tables, swap, LOCKS_S, until_few)[0])
+    swap_ms, _ = exclusively(connection, tables, swap, LOCKS_S, until_few)
+    reached("rewrite.swapped")
+    return max(begin_ms, swap_ms)
 
 
 def _bring_over(
