@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,7 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from workload.lab import Lab, write_atomically
+from workload import store
+from workload.lab import Lab
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def save(lab: Lab, rows: list[Row]) -> None:
         }
         for row in rows
     ]
-    write_atomically(lab.home / "reports" / "bench.json", json.dumps(found, indent=1) + "\n")
+    store.save(lab, "bench", found)
 
 
 def show(rows: list[Row], console: Console) -> None:

@@ -6,14 +6,13 @@ none. Fails where an acknowledged write is lost, with everything still there to 
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from workload import store
 from workload.actions import WHOLE_LAB, LabAction, countries_of, lab_of
 from workload.errors import LabError
-from workload.lab import Lab, read_json, write_atomically
 from workload.proof.verify import verify
 from workload.sharding.access import Setup, point_servers
 from workload.sharding.cutover import cut_over, open_gates, receipt
@@ -53,7 +52,7 @@ class ActionModule(LabAction):
         pause_ms = open_gates(replace(setup, topology=Topology.load(lab)), self.say)
         for found in receipts:
             found["others_pause_ms"] = max(found["others_pause_ms"], pause_ms)
-            _save(lab, found)
+            store.replace(lab, "cutover", "region", [found])
         lines = [
             f"{found['region']} is at home on its own node: {found['rows']:,} rows, its customers"
             f" could not write for {found['write_pause_ms']:.0f} ms (RTT {found['rtt_ms']:g} ms),"
@@ -79,22 +78,13 @@ class ActionModule(LabAction):
         lost = sum(verdict.lost for verdict in verdicts)
         doubled = sum(verdict.doubled for verdict in verdicts)
         acknowledged = sum(verdict.acknowledged for verdict in verdicts)
-        copied = read_json(lab.home / "reports" / "replicas.json").get(
-            str(topology.primary_of(region)), {}
-        )
+        copied = store.load_by_name(lab, "replicas").get(str(topology.primary_of(region)), {})
         failed = failures_since(lab.home / "ledger", began)
         found = receipt(done, copied, acknowledged, failed, lost, doubled)
-        _save(lab, found)
+        store.replace(lab, "cutover", "region", [found])
         if lost or doubled:
             raise LabError(
                 f"{region} is at home on its own node, and of {acknowledged:,} acknowledged"
                 f" writes {lost:,} are lost and {doubled:,} doubled: make verify names some"
             )
         return found
-
-
-def _save(lab: Lab, found: dict[str, Any]) -> None:
-    path = lab.home / "reports" / "cutover.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    rows = [row for row in rows if row["region"] != found["region"]]
-    write_atomically(path, json.dumps([*rows, found], indent=1) + "\n")

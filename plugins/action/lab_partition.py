@@ -6,12 +6,11 @@ write_pause_ms, tries, seconds, extra_bytes) and a line for people; none where i
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+from workload import store
 from workload.actions import LOGIN, LabAction, countries_of, lab_of
-from workload.lab import write_atomically
 from workload.sharding.partition import is_partitioned, partition
 from workload.sql import Login, connect
 from workload.topology import Topology
@@ -41,9 +40,7 @@ class ActionModule(LabAction):
         done = partition(login, regions, self.say, arguments["timeout_s"], leaving)
         if done is None:
             return {"changed": False, "line": ""}
-        write_atomically(
-            lab.home / "reports" / "partition.json", json.dumps(asdict(done), indent=1) + "\n"
-        )
+        store.save(lab, "partition", asdict(done))
         line = (
             f"{done.customers:,} customers and {done.purchases:,} purchases are in their"
             f" partitions ({done.seconds:.1f} s, {done.extra_bytes / 1e6:,.0f} MB on the way);"

@@ -117,5 +117,5 @@ def test_file_has_the_last_audit_of_each_phase(tmp_path: Path) -> None:
 def test_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/residency.json").write_text("{")
-    with pytest.raises(LabError, match=r"residency\.json cannot be read"):
+    with pytest.raises(LabError, match=r"residency\.json is damaged .*: remove it; make audit"):
         load(Lab("unit", tmp_path))

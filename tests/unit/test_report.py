@@ -208,7 +208,7 @@ def test_page_has_charts_matrices_and_receipts_and_needs_no_network(lab: Lab) ->
     printed(lab)
     page = (lab.home / "reports" / "index.html").read_text()
     for text in (
-        "residency HOLDS", "residency VIOLATED", "1,234,567 + 89,012", "116 x", "Cut-overs", "95.1",
+        "residency HOLDS", "residency VIOLATED", "1,234,567 + 89,012", "116 x", "Cutovers", "95.1",
         "<td>4</td><td>0</td>", "What each step did", "1,407",
         "shard, jp buy: 1 round trip", "shard, us look: at home",
     ):  # fmt: skip
@@ -236,5 +236,5 @@ def test_the_start_of_the_road_has_its_report_too(tmp_path: Path) -> None:
 
 def test_a_damaged_receipt_is_named(lab: Lab) -> None:
     (lab.home / "reports" / "partition.json").write_text("{")
-    with pytest.raises(LabError, match=r"partition\.json cannot be read"):
+    with pytest.raises(LabError, match=r"partition\.json is damaged"):
         Receipts.load(lab)

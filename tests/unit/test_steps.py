@@ -57,5 +57,5 @@ def test_a_step_takes_the_place_of_its_own_earlier_one(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "steps.json").write_text(text)
-    with pytest.raises(LabError, match=r"steps\.json cannot be read .*: remove it"):
+    with pytest.raises(LabError, match=r"steps\.json is damaged .*: remove it"):
         steps.load(Lab("lab", tmp_path))

@@ -12,8 +12,7 @@ from rich.text import Text
 
 from workload.audit.places import FILES, WHERES, Where
 from workload.audit.residency import NOT_READ, NodeFinds, Residency
-
-MB = 1_000_000
+from workload.output import size
 
 
 def show(residency: Residency, console: Console) -> None:
@@ -75,7 +74,7 @@ def basis(residency: Residency) -> Iterable[str]:
     for node in residency.nodes:
         read.update(node.read)
     places = ", ".join(f"{where} {size(read[where])}" for where in FILES)
-    rate = residency.total / MB / residency.seconds if residency.seconds else 0
+    rate = residency.total / 1e6 / residency.seconds if residency.seconds else 0
     count = len(residency.nodes)
     line = (
         f"Read on {count} {'node' if count == 1 else 'nodes'}: {places}; {rate:,.0f} MB/s,"
@@ -94,11 +93,6 @@ def basis(residency: Residency) -> Iterable[str]:
                 f" {', '.join(node.unproved)}; no control could be shown there."
             )
     yield f"Not read: {'; '.join(NOT_READ)}."
-
-
-def size(count: int) -> str:
-    """Return a number of bytes for people; its unit stays on its line."""
-    return f"{count / MB:,.1f}\u00a0MB" if count >= MB else f"{count / 1_000:,.1f}\u00a0kB"
 
 
 def _cell(node: NodeFinds, where: Where) -> Text:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from workload import store
 from workload.audit.places import FILES, WHERES, Where
-from workload.errors import LabError
-from workload.lab import Lab, write_atomically
+from workload.lab import Lab
 from workload.topology import PHASES
 
 #: What no audit of files and tables can see.
@@ -103,17 +102,12 @@ class Residency:
 
 def save(lab: Lab, residency: Residency) -> None:
     """Write an audit to residency.json, where it takes the place of its phase's last one."""
-    path = lab.home / "reports" / "residency.json"
-    found = [entry for entry in load(lab) if entry["phase"] != residency.phase]
-    found.append(residency.entry())
-    found.sort(key=lambda entry: PHASES.index(entry["phase"]))
-    write_atomically(path, json.dumps(found, indent=1) + "\n")
+    entries = [entry for entry in load(lab) if entry["phase"] != residency.phase]
+    entries.append(residency.entry())
+    entries.sort(key=lambda entry: PHASES.index(entry["phase"]))
+    store.save(lab, "residency", entries)
 
 
-def load(lab: Lab) -> list[Mapping[str, Any]]:
+def load(lab: Lab) -> list[dict[str, Any]]:
     """Return the last audit of each phase; raises LabError where the file is damaged."""
-    path = lab.home / "reports" / "residency.json"
-    try:
-        return list(json.loads(path.read_text())) if path.exists() else []
-    except (OSError, ValueError) as error:
-        raise LabError(f"{path} cannot be read ({error}): remove it") from error
+    return store.load(lab, "residency")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 
 import psycopg
 
+from workload import store
 from workload.errors import LabError
-from workload.lab import Lab, write_atomically
+from workload.lab import Lab
 from workload.nodes.standby import Member, promote
 from workload.processes import reached
 from workload.proof.verify import verify
@@ -69,7 +69,7 @@ def fail_over(
         "acknowledged": acknowledged,
         "lost": lost,
     }
-    _append(lab.home / "reports" / "failover.json", record)
+    store.save(lab, "failover", [*store.load(lab, "failover"), record])
     if lost:
         raise LabError(
             f"{standby.name} took over, and {lost:,} of {acknowledged:,} acknowledged writes are"
@@ -111,8 +111,3 @@ def _first_after(folder: Path, moment: float, regions: Sequence[str]) -> float |
             return first
         time.sleep(0.02)
     return None
-
-
-def _append(path: Path, record: dict[str, Any]) -> None:
-    records = json.loads(path.read_text()) if path.exists() else []
-    write_atomically(path, json.dumps([*records, record], indent=1) + "\n")

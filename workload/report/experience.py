@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from workload.lab import Lab, write_atomically
+from workload import store
+from workload.lab import Lab
+from workload.output import table
 
 
 @dataclass(frozen=True)
@@ -57,33 +56,26 @@ def collect(
 
 def save(lab: Lab, rows: list[Experience]) -> None:
     """Write the rows to experience.json, where they take the place of their phase's old ones."""
-    path = lab.home / "reports" / "experience.json"
-    phases = {row.phase for row in rows}
-    kept = [row for row in load(lab) if row["phase"] not in phases]
-    write_atomically(path, json.dumps(kept + [asdict(row) for row in rows], indent=1) + "\n")
+    store.replace(lab, "experience", "phase", map(asdict, rows))
 
 
-def load(lab: Lab) -> list[dict[str, Any]]:
-    """Return the rows of all phases that were played."""
-    path = lab.home / "reports" / "experience.json"
-    return list(json.loads(path.read_text())) if path.exists() else []
+def load(lab: Lab) -> list[Experience]:
+    """Return the rows of all phases that were played; raises LabError for a damaged file."""
+    names = [field.name for field in fields(Experience)]
+    return [
+        Experience(**{name: row[name] for name in names}) for row in store.load(lab, "experience")
+    ]
 
 
 def show(rows: list[Experience], console: Console) -> None:
     """Print the rows as a table that fits 80 columns."""
-    table = Table(
-        title="What the customers experienced (times in ms)",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        # With Rich's own padding the longest phase, or ten thousand requests, would be cut short.
-        padding=(0, 0),
-    )
+    figures = table("What the customers experienced (times in ms)", (0, 0, 0, 0))
     for column in ("phase", "region", "operation"):
-        table.add_column(column)
+        figures.add_column(column)
     for column in ("requests", "failed", "p50", "p95", "p99", "stale"):
-        table.add_column(column, justify="right")
+        figures.add_column(column, justify="right")
     for row in rows:
-        table.add_row(
+        figures.add_row(
             row.phase,
             row.region,
             row.operation,
@@ -92,7 +84,7 @@ def show(rows: list[Experience], console: Console) -> None:
             *(milliseconds(value) for value in (row.p50_ms, row.p95_ms, row.p99_ms)),
             f"{row.stale_reads:,}",
         )
-    console.print(table)
+    console.print(figures)
 
 
 def milliseconds(value: float) -> str:

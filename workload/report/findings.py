@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workload.errors import LabError
+from workload import store
 from workload.lab import Lab
 from workload.report.experience import Experience, milliseconds
 from workload.report.roundtrips import Way
@@ -124,20 +123,16 @@ class Receipts:
 
     partition: Mapping[str, Any]
     replicas: Mapping[str, Mapping[str, Any]]
-    cut_overs: Sequence[Mapping[str, Any]]
+    cutovers: Sequence[Mapping[str, Any]]
 
     @classmethod
     def load(cls, lab: Lab) -> Receipts:
         """Return those that there are; raises LabError for a damaged file."""
-
-        def read(name: str, otherwise: Any) -> Any:
-            path = lab.home / "reports" / name
-            try:
-                return json.loads(path.read_text()) if path.exists() else otherwise
-            except (OSError, ValueError) as error:
-                raise LabError(f"{path} cannot be read ({error}): remove it") from error
-
-        return cls(read("partition.json", {}), read("replicas.json", {}), read("cutover.json", []))
+        return cls(
+            store.load_one(lab, "partition"),
+            store.load_by_name(lab, "replicas"),
+            store.load(lab, "cutover"),
+        )
 
     def lines(self) -> list[str]:
         """Return a sentence for the partitioning and for each first copy."""

@@ -176,18 +176,18 @@ def _changes(changes: Sequence[Change]) -> str:
 
 def _receipts(receipts: Receipts) -> str:
     lines = "".join(f"<li>{html.escape(line)}</li>" for line in receipts.lines())
-    if not (lines or receipts.cut_overs):
+    if not (lines or receipts.cutovers):
         return ""
     table = ""
-    if receipts.cut_overs:
+    if receipts.cutovers:
         table = _table(
             ("region", "rows", "RTT ms", "its customers' pause ms", "others' pause ms",
              "acknowledged writes", "failed meanwhile", "lost"),
-            [receipts.cells(row) for row in receipts.cut_overs],
+            [receipts.cells(row) for row in receipts.cutovers],
             left=1,
         )  # fmt: skip
         table = (
-            "<h3>Cut-overs</h3><p>A pause is the longest time for which writes waited. The moved"
+            "<h3>Cutovers</h3><p>A pause is the longest time for which writes waited. The moved"
             " region's customers wait for the last rows to arrive, which takes one RTT.</p>"
             f"<div class=wide>{table}</div>"
         )

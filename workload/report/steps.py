@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from workload.errors import LabError
-from workload.lab import Lab, write_atomically
+from workload import store
+from workload.lab import Lab
+from workload.output import table
 from workload.report.experience import milliseconds
 
 
@@ -61,10 +58,7 @@ def _times(entry: Any) -> tuple[float | None, float | None]:
 
 def save(lab: Lab, rows: list[Step]) -> None:
     """Write the rows to steps.json, where they take the place of their phases' old ones."""
-    phases = {row.phase for row in rows}
-    kept = [row for row in load(lab) if row.phase not in phases]
-    text = json.dumps([asdict(row) for row in [*kept, *rows]], indent=1) + "\n"
-    write_atomically(_path(lab), text)
+    store.replace(lab, "steps", "phase", map(asdict, rows))
 
 
 def load(lab: Lab) -> list[Step]:
@@ -72,32 +66,20 @@ def load(lab: Lab) -> list[Step]:
 
     Raises LabError for a damaged file.
     """
-    path = _path(lab)
-    try:
-        return [Step(**row) for row in json.loads(path.read_text())] if path.exists() else []
-    except (OSError, ValueError, TypeError) as error:
-        raise LabError(f"{path} cannot be read ({error}): remove it") from error
-
-
-def _path(lab: Lab) -> Path:
-    return lab.home / "reports" / "steps.json"
+    names = [field.name for field in fields(Step)]
+    return [Step(**{name: row[name] for name in names}) for row in store.load(lab, "steps")]
 
 
 def show(rows: Iterable[Step], console: Console) -> None:
     """Print the rows as a table that fits 80 columns."""
-    table = Table(
-        title="What each step did to those who traded on meanwhile (times in ms)",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("on the way to")
-    table.add_column("region")
-    for column in ("requests", "failed", "buy p50", "slowest", "look p50", "slowest"):
-        table.add_column(column, justify="right")
+    figures = table("What each step did to the customers who traded meanwhile (times in ms)")
+    figures.add_column("on the way to")
+    figures.add_column("region")
+    for column in ("requests", "failed", "buy p50", "slowest", "read p50", "slowest"):
+        figures.add_column(column, justify="right")
     for row in rows:
-        table.add_row(*cells(row))
-    console.print(table)
+        figures.add_row(*cells(row))
+    console.print(figures)
 
 
 def cells(row: Step) -> tuple[str, ...]:

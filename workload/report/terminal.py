@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from workload.audit import residency
 from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
+from workload.output import table
 from workload.report import steps
 from workload.report.experience import Experience, load, milliseconds, show
 from workload.report.findings import Change, Holding, Receipts, changes, holdings
@@ -58,7 +57,7 @@ def run(lab: Lab, console: Console) -> None:
 
     Raises LabError where no phase was played, or over a WAN that was off.
     """
-    rows = [Experience(**row) for row in load(lab)]
+    rows = load(lab)
     if not rows:
         raise LabError(
             "no customer has traded in this lab: make demo, or make traffic HEADLESS=1, first"
@@ -90,23 +89,19 @@ def run(lab: Lab, console: Console) -> None:
     console.print(str(path), soft_wrap=True, highlight=False)
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
 def _show_explanations(
     explanations: Sequence[Explanation], notes: Sequence[str], console: Console
 ) -> None:
     if not explanations:
         return
-    table = _table("Why it takes that long: round trips x RTT + work (ms)")
+    rows = table("Why it takes that long: round trips x RTT + work (ms)")
     for column in ("phase", "region", "operation"):
-        table.add_column(column)
+        rows.add_column(column)
     for column in ("trips", "RTT", "work", "predicted", "measured"):
-        table.add_column(column, justify="right")
+        rows.add_column(column, justify="right")
     for found in explanations:
         times = (found.local_ms, found.predicted_ms, found.measured_ms)
-        table.add_row(
+        rows.add_row(
             found.phase,
             found.region,
             found.operation,
@@ -114,7 +109,7 @@ def _show_explanations(
             f"{found.rtt_ms:g}",
             *map(milliseconds, times),
         )
-    console.print(table)
+    console.print(rows)
     for found in explanations:
         if found.operation == "buy":
             console.print(f"{found.phase}, {found.sentence()}", highlight=False)
@@ -125,13 +120,13 @@ def _show_explanations(
 
 
 def _show_changes(found: Sequence[Change], console: Console) -> None:
-    table = _table("What sharding changed (p50 in ms)")
-    table.add_column("region")
-    table.add_column("operation")
+    rows = table("What sharding changed (p50 in ms)")
+    rows.add_column("region")
+    rows.add_column("operation")
     for column in ("expand_world", "shard", "stale in shard", "after", "times as fast"):
-        table.add_column(column, justify="right")
+        rows.add_column(column, justify="right")
     for change in found:
-        table.add_row(
+        rows.add_row(
             change.region,
             change.operation,
             *(_ms(value) for value in (change.far_ms, change.shard_ms)),
@@ -139,7 +134,7 @@ def _show_changes(found: Sequence[Change], console: Console) -> None:
             _ms(change.home_ms),
             change.times,
         )
-    console.print(table)
+    console.print(rows)
 
 
 def _ms(value: float | None) -> str:
@@ -150,23 +145,23 @@ def _show_holdings(
     held: Sequence[tuple[Mapping[str, Any], Sequence[Holding]]], console: Console
 ) -> None:
     regions = list(dict.fromkeys(cell.region for _, cells in held for cell in cells))
-    table = _table("Where each region's data is (rows + traces)")
+    rows = table("Where each region's data is (rows + traces)")
     for column in ("phase", "verdict", "node"):
-        table.add_column(column)
+        rows.add_column(column)
     for region in regions:
-        table.add_column(f"of {region}", justify="right")
+        rows.add_column(f"of {region}", justify="right")
     for entry, cells in held:
         first = True
         for node in entry["nodes"]:
             by_region = {cell.region: cell for cell in cells if cell.node == node}
-            table.add_row(
+            rows.add_row(
                 entry["phase"] if first else "",
                 entry["verdict"] if first else "",
                 node,
                 *(_holding(by_region.get(region)) for region in regions),
             )
             first = False
-    console.print(table)
+    console.print(rows)
     if any(cell.is_foreign and cell.is_there for _, cells in held for cell in cells):
         console.print(
             "! marks data on a node that is not its home; make audit says what traces are."
@@ -182,12 +177,12 @@ def _holding(cell: Holding | None) -> Text:
 def _show_receipts(receipts: Receipts, console: Console) -> None:
     for line in receipts.lines():
         console.print(line, highlight=False)
-    if not receipts.cut_overs:
+    if not receipts.cutovers:
         return
-    table = _table("Cut-overs (times in ms)")
-    table.add_column("region")
+    rows = table("Cutovers (times in ms)")
+    rows.add_column("region")
     for column in ("rows", "RTT", "its pause", "others' pause", "acknowledged", "failed", "lost"):
-        table.add_column(column, justify="right")
-    for row in receipts.cut_overs:
-        table.add_row(*receipts.cells(row))
-    console.print(table)
+        rows.add_column(column, justify="right")
+    for row in receipts.cutovers:
+        rows.add_row(*receipts.cells(row))
+    console.print(rows)

@@ -9,7 +9,6 @@ goes on.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,9 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import DiagnosticField, ExecStatus
 
+from workload import store
 from workload.errors import LabError
-from workload.lab import Lab, read_json, write_atomically
+from workload.lab import Lab
 from workload.nodes.peers import conninfo_for, replication_password
 from workload.nodes.standby import REPLICATION_ROLE
 from workload.processes import Say, in_parallel, poll, reached
@@ -53,8 +53,7 @@ class Copied:
 
 def save(lab: Lab, found: Sequence[Copied]) -> None:
     """Write what first copies took to replicas.json, {node: {rows, seconds, rows_per_s}}."""
-    path = lab.home / "reports" / "replicas.json"
-    rows = read_json(path)
+    rows = store.load_by_name(lab, "replicas")
     for copied in found:
         rows[copied.node] = {
             "rows": copied.rows,
@@ -62,7 +61,7 @@ def save(lab: Lab, found: Sequence[Copied]) -> None:
             "rows_per_s": copied.rows_per_s,
         }
     if found:
-        write_atomically(path, json.dumps(rows, indent=1) + "\n")
+        store.save(lab, "replicas", rows)
 
 
 def publication(region: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,8 @@ from typing import Any
 
 import psycopg
 
-from workload.lab import Lab, write_atomically
+from workload import store
+from workload.lab import Lab
 from workload.sql import Login
 from workload.wan.config import Config, Link
 from workload.wan.control import load, running
@@ -125,12 +125,9 @@ def read_wan(lab: Lab) -> list[dict[str, Any]]:
     [{phase, from, node, configured_ms, measured_ms, serves, looks}], where serves and looks tell
     whether the region's customers wrote, or looked, over the link.
     """
-    path = lab.home / "reports" / "wan.json"
-    return list(json.loads(path.read_text())) if path.exists() else []
+    return store.load(lab, "wan")
 
 
 def save_wan(lab: Lab, phase: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write what was measured of the WAN in a phase, in place of what was there of it."""
-    kept = [row for row in read_wan(lab) if row["phase"] != phase]
-    found = kept + [{"phase": phase, **row} for row in rows]
-    write_atomically(lab.home / "reports" / "wan.json", json.dumps(found, indent=1) + "\n")
+    store.replace(lab, "wan", "phase", [{"phase": phase, **row} for row in rows], phase)
