@@ -2,69 +2,83 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-from workload.lab import CHECKOUT
-
-# In a process of its own: workload.traffic.customer needs Locust imported before psycopg.
-SCRIPT = """
 import gevent
-from workload.traffic.customer import DatabaseError, _is_refusal
+
 import psycopg
+import pytest
 from psycopg import errors
-{code}
-"""
+
+from workload.traffic.session import DatabaseError, is_refusal
 
 
-def says(code: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(code=code)],
-        cwd=CHECKOUT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+def refused(port: int) -> DatabaseError:
+    return DatabaseError(
+        psycopg.OperationalError(
+            f'connection to server at "127.0.0.1", port {port} failed: Connection refused'
+        )
+    )
 
 
 def test_same_kind_is_equal_though_ids_ports_and_times_differ() -> None:
-    assert says("""
-def refused(port):
-    return DatabaseError(psycopg.OperationalError(
-        f'connection to server at "127.0.0.1", port {port} failed: Connection refused'))
-one, other = refused(5432), refused(61234)
-print(one == other, hash(one) == hash(other), str(one))
-timeouts = [DatabaseError(gevent.Timeout(seconds)) for seconds in (5, 5.0)]
-print(timeouts[0] == timeouts[1], str(timeouts[0]))
-""") == ["True True OperationalError refused", "True Timeout no answer in 5 s"]
+    one, other = refused(5432), refused(61234)
+    assert one == other
+    assert hash(one) == hash(other)
+    assert str(one) == "OperationalError refused"
+    timeouts = [DatabaseError(gevent.Timeout(seconds)) for seconds in (5, 5.0)]
+    assert timeouts[0] == timeouts[1]
+    assert str(timeouts[0]) == "Timeout no answer in 5 s"
 
 
 def test_kinds_that_differ_are_told_apart() -> None:
-    assert says("""
-kinds = {DatabaseError(error) for error in (
-    psycopg.OperationalError("Connection refused"),
-    psycopg.OperationalError("server closed the connection unexpectedly"),
-    errors.AdminShutdown("terminating connection due to administrator command"),
-    errors.UniqueViolation("duplicate key"),
-    psycopg.InterfaceError("x"),
-    gevent.Timeout(5),
-)}
-print(len(kinds), DatabaseError(psycopg.InterfaceError("x")) == "InterfaceError")
-""") == ["6 False"]
+    kinds = {
+        DatabaseError(error)
+        for error in (
+            psycopg.OperationalError("Connection refused"),
+            psycopg.OperationalError("server closed the connection unexpectedly"),
+            errors.AdminShutdown("terminating connection due to administrator command"),
+            errors.UniqueViolation("duplicate key"),
+            psycopg.InterfaceError("x"),
+            gevent.Timeout(5),
+        )
+    }
+    assert len(kinds) == 6
+    assert DatabaseError(psycopg.InterfaceError("x")) != "InterfaceError"
 
 
-def test_sqlstate_is_named() -> None:
-    assert says("""
-print(DatabaseError(errors.UniqueViolation("duplicate key value")))
-print(DatabaseError(errors.CannotConnectNow("the database system is starting up")))
-""") == ["UniqueViolation 23505 duplicate key value", "CannotConnectNow 57P03 starting up"]
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (
+            errors.UniqueViolation("duplicate key value"),
+            "UniqueViolation 23505 duplicate key value",
+        ),
+        (
+            errors.CannotConnectNow("the database system is starting up"),
+            "CannotConnectNow 57P03 starting up",
+        ),
+        # What libpq says where no connection is to be had; it has no SQLSTATE.
+        (
+            psycopg.OperationalError("FATAL:  sorry, too many clients already"),
+            "OperationalError too many clients",
+        ),
+        (
+            psycopg.OperationalError(
+                "FATAL:  remaining connection slots are reserved for roles with the SUPERUSER"
+            ),
+            "OperationalError too many clients",
+        ),
+    ],
+)
+def test_what_is_known_is_named(error: psycopg.Error, kind: str) -> None:
+    assert str(DatabaseError(error)) == kind
 
 
-def test_only_a_plain_no_counts_as_a_refusal() -> None:
-    """After all else the write may be there: a lost connection, a shutdown, no answer."""
-    assert says("""
-for state in ("23505", "23503", "42501", "25006", None, "", "08006", "57P01", "57014", "40003"):
-    print(state, _is_refusal(state))
-""") == [
-        "23505 True", "23503 True", "42501 True", "25006 True", "None False", " False",
-        "08006 False", "57P01 False", "57014 False", "40003 False",
-    ]  # fmt: skip
+@pytest.mark.parametrize("state", ["23505", "23503", "42501", "25006"])
+def test_a_plain_no_counts_as_a_refusal(state: str) -> None:
+    assert is_refusal(state)
+
+
+@pytest.mark.parametrize("state", [None, "", "08006", "57P01", "57014", "40003"])
+def test_after_all_else_the_write_may_be_there(state: str | None) -> None:
+    """A lost connection, a shutdown, no answer."""
+    assert not is_refusal(state)

@@ -22,7 +22,8 @@ from workload.lab import Lab
 from workload.report import experience, steps
 from workload.report.experience import Experience
 from workload.topology import Topology
-from workload.traffic.customer import Customer, Market, population
+from workload.traffic.customer import Customer, population
+from workload.traffic.market import Market
 
 #: Seconds between two lines of progress without the web page.
 PROGRESS_S = 5
