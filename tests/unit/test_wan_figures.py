@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from workload.traffic.run import better, worse
+from workload.wan.measure import better, worse
 
 
 def row(measured_ms: float | None, serves: bool = True) -> dict[str, Any]:

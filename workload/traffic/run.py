@@ -16,12 +16,8 @@ from typing import Any, NoReturn
 from workload.lab import Lab
 from workload.topology import Topology
 from workload.traffic.ledger import last_acknowledgement
-from workload.wan.measure import measure, save_wan
+from workload.wan.measure import later_or_worse, measure_settled, save_wan
 
-#: How often the WAN is measured at most until it is as configured.
-MEASUREMENTS = 5
-#: What of a link's row is its measurement.
-FIGURES = ("configured_ms", "measured_ms", "ok", "trouble", "error")
 #: Seconds for customers of each region to have written before a step is taken, for a step at most,
 #: and for them to leave after it.
 ARRIVE_S, STEP_S, LEAVE_S = 15, 1800, 20
@@ -66,16 +62,11 @@ def run(
     print(
         f"{users} customers of {regions} for {run_time_s} s, in phase {topology.phase}:", flush=True
     )
-    before = measure_wan(topology)
+    before = _measure_wan(topology)
     status = run_to_its_end(arguments, environment)
     # The phase that the run ended in is what its figures go by.
     ended = Topology.load(lab)
-    earlier = {(row["from"], row["node"]): row for row in before}
-    save_wan(
-        lab,
-        ended.phase,
-        [worse(earlier.get((row["from"], row["node"]), row), row) for row in measure_wan(ended)],
-    )
+    save_wan(lab, ended.phase, later_or_worse(before, _measure_wan(ended)))
     return status
 
 
@@ -148,49 +139,20 @@ def run_to_its_end(arguments: list[str], environment: dict[str, str]) -> int:
             signal.signal(number, handler)
 
 
-def measure_wan(topology: Topology) -> list[dict[str, Any]]:
+def _measure_wan(topology: Topology) -> list[dict[str, Any]]:
     """Return what the WAN's links take now, [] where all customers are at home."""
     if not any(region.rtt_ms for region in topology.regions):
         return []
-    used = {(region.name, region.node) for region in topology.regions}
-    looked = {
+    writes = {(region.name, region.node) for region in topology.regions}
+    reads = {
         (region.name, region.reads[0]["node"] if region.reads else region.node)
         for region in topology.regions
     }
-    rows = measure(topology.lab)
-    # A machine that is busy for a moment is not a WAN that is off: that one stays so. Both are not
-    # on all links at once.
-    for _ in range(MEASUREMENTS - 1):
-        if all(row["ok"] or row["measured_ms"] is None for row in rows):
-            break
-        again = measure(topology.lab)
-        rows = [better(row, new) for row, new in zip(rows, again, strict=True)]
     return [
         {
             **row,
-            "serves": (row["from"], row["node"]) in used,
-            "looks": (row["from"], row["node"]) in looked,
+            "serves": (row["from"], row["node"]) in writes,
+            "looks": (row["from"], row["node"]) in reads,
         }
-        for row in rows
+        for row in measure_settled(topology.lab)
     ]
-
-
-def worse(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Return the later of two rows of a link, with the measurement that is further off."""
-    return {**after, **_figures(max(before, after, key=_off))}
-
-
-def better(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Return the later of two rows of a link, with the nearer measurement where both have one."""
-    if after["measured_ms"] is None:
-        return after
-    return {**after, **_figures(min(before, after, key=_off))}
-
-
-def _off(row: dict[str, Any]) -> float:
-    found = row["measured_ms"]
-    return float("inf") if found is None else abs(found - row["configured_ms"])
-
-
-def _figures(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in FIGURES}
