@@ -35,8 +35,8 @@ from workload.nodes.embedded import EmbeddedServer, find_bin_dir
 from workload.nodes.teardown import remove
 from workload.wan import control
 from workload.wan.config import Link
+from workload.wan.flow import FLOW_LIMIT, TOTAL_LIMIT
 from workload.wan.measure import measure
-from workload.wan.relay import FLOW_LIMIT, TOTAL_LIMIT
 
 # Relays are meant to outlive the objects that started them.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")

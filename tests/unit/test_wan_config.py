@@ -13,7 +13,7 @@ from rich.console import Console
 
 from workload.errors import LabError
 from workload.operations.wan import sentence, show
-from workload.wan.config import Config, Link, Way, links_for
+from workload.wan.config import Config, Link, State, links_for
 from workload.wan.measure import is_within
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -141,18 +141,18 @@ def test_the_inventorys_own_figures_make_links() -> None:
 
 def test_cut_is_both_ways(config: Config) -> None:
     cut = config.with_state("us-eu", "cut")
-    assert cut.ways == {"us>eu": Way("hole"), "eu>us": Way("hole")}
+    assert cut.states == {"us>eu": State("cut"), "eu>us": State("cut")}
     assert cut.trouble(link("us", "eu_2")) == cut.trouble(link("eu", "us")) == "cut"
     assert cut.trouble(link("jp", "eu")) == cut.trouble(link("jp", "us")) == ""
 
 
 def test_name_the_other_way_round_is_the_same_link(config: Config) -> None:
-    assert config.with_state("us-eu", "cut").ways == config.with_state("eu-us", "cut").ways
+    assert config.with_state("us-eu", "cut").states == config.with_state("eu-us", "cut").states
 
 
 def test_one_way_is_from_the_first_to_the_second(config: Config) -> None:
     cut = config.with_state("us-eu", "cut", one_way=True)
-    assert cut.ways == {"us>eu": Way("hole")}
+    assert cut.states == {"us>eu": State("cut")}
     # It carries what the one side sends and what the other is answered.
     assert cut.trouble(link("us", "eu")) == cut.trouble(link("eu", "us")) == "cut us>eu"
 
@@ -196,7 +196,7 @@ def test_pair_without_a_node_in_either_has_no_link() -> None:
 def test_region_with_a_hyphen_in_its_name() -> None:
     found = links_for(["eu-west", "us"], [node("w", "eu-west", 0)], {"us": {"eu-west": 80}}, 0, 1)
     config = Config(tuple(found), ("127.0.0.1",))
-    assert set(config.with_state("us-eu-west", "cut", one_way=True).ways) == {"us>eu-west"}
+    assert set(config.with_state("us-eu-west", "cut", one_way=True).states) == {"us>eu-west"}
 
 
 def test_unknown_state_is_told_the_known_ones(config: Config) -> None:
@@ -218,7 +218,7 @@ def test_cut_link_has_no_rtt(config: Config) -> None:
 def test_links_that_remain_keep_their_states(config: Config) -> None:
     cut = config.with_state("us-eu", "cut").with_state("jp-us", "reset")
     fewer = cut.with_links(links(NODES[:2]), ["127.0.0.1"])
-    assert set(fewer.ways) == {"us>eu", "eu>us"}
+    assert set(fewer.states) == {"us>eu", "eu>us"}
 
 
 def test_address_that_is_none_is_named(config: Config) -> None:
@@ -329,3 +329,11 @@ def test_slow_link_is_as_wanted_and_says_that_it_is_slow() -> None:
     holds, lines = printed([slow])
     assert holds
     assert any("slow" in line for line in lines)
+
+
+def test_a_slowed_link_that_is_cut_and_healed_is_slow_still(config: Config) -> None:
+    slow = config.with_state("us-eu", rtt_ms=300)
+    cut = slow.with_state("us-eu", "cut")
+    assert cut.states["us>eu"] == State("cut", 300)
+    assert cut.with_state("us-eu") == slow
+    assert slow.with_state("us-eu") == config

@@ -39,15 +39,15 @@ def run(lab: Lab, link: str | None, state: str | None, one_way: bool, rtt_ms: fl
 def sentence(config: Config, link: str, one_way: bool) -> str:
     """Return what a link now is, in one line; one_way tells of its one direction alone."""
     start, end = config.pair(link)
-    way = config.way(start, end)
+    state = config.direction(start, end)
     scope = f"from {start} to {end}" if one_way else "both ways"
-    if way.state == "hole":
+    if state.state == "cut":
         return f"{link} is cut {scope}: what is sent is held until STATE=up"
-    if way.state == "reset":
+    if state.state == "reset":
         begun = f"in {start}" if one_way else f"in {start} or {end}"
         return f"{link} is reset: connections begun {begun} break, new ones too"
-    if way.rtt_ms is not None and one_way:
-        return f"{link} is up, and {scope} it takes {way.rtt_ms / 2:g} ms"
+    if state.rtt_ms is not None and one_way:
+        return f"{link} is up, and {scope} it takes {state.rtt_ms / 2:g} ms"
     pair = {start, end}
     rtt = max(config.rtt_ms(x) for x in config.links if {x.source, x.region} == pair)
     return f"{link} is up {scope}, with an RTT of {rtt:g} ms"

@@ -1,8 +1,8 @@
 """What the WAN is to be: links, delays, and what is cut. Pure data; nothing here reads or writes.
 
-A link is where the customers and nodes of one region reach a node of another. A way is one
-direction between two regions: "us>eu" carries what us-initiated connections send and what
-eu-initiated ones answer. Links have delays, ways can be cut.
+A link is where the customers and nodes of one region reach a node of another. Each of the two
+directions between two regions has a state: "us>eu" carries what us-initiated connections send and
+what eu-initiated ones answer. Links have delays, directions can be cut.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from workload.errors import LabError
 
-#: What a person calls a state, and what the relay does with a way in it.
-STATES = {"up": "up", "cut": "hole", "reset": "reset"}
+#: What a direction can be; in one that is cut, what is sent is held until it is up again.
+STATES = ("up", "cut", "reset")
 #: Listener ports of one region; a node's own port is its offset into a row like these.
 PORTS_PER_REGION = 10
 HIGHEST_PORT = 65_535
@@ -42,12 +42,12 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Way:
-    """One direction between two regions, where it is not as its links have it."""
+class State:
+    """What one direction between two regions is, where it is not as its links have it."""
 
-    #: up, hole (what is sent is held until it is up again) or reset.
+    #: One of STATES.
     state: str = "up"
-    #: Takes the links' place; a way's delay is half of it.
+    #: In place of the links' own; a direction's delay is half of it.
     rtt_ms: float | None = None
 
 
@@ -58,20 +58,20 @@ class Config:
     links: tuple[Link, ...]
     #: Addresses on which every link listens.
     listen: tuple[str, ...]
-    #: Ways that are not as their links have them, by "from>to".
-    ways: Mapping[str, Way] = field(default_factory=dict)
+    #: States of directions that are not as their links have them, by "from>to".
+    states: Mapping[str, State] = field(default_factory=dict)
     #: Counts up with each change, so that a change can be told to be applied.
     generation: int = 0
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Config:
+    def from_json(cls, content: Mapping[str, Any]) -> Config:
         """Return what to_json wrote; raises LabError for anything else."""
         try:
             return cls(
-                links=tuple(Link(**link) for link in found["links"]),
-                listen=tuple(found["listen"]),
-                ways={name: Way(**way) for name, way in found["ways"].items()},
-                generation=int(found["generation"]),
+                links=tuple(Link(**link) for link in content["links"]),
+                listen=tuple(content["listen"]),
+                states={name: State(**state) for name, state in content["ways"].items()},
+                generation=int(content["generation"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LabError(
@@ -81,15 +81,24 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of config.json."""
-        return asdict(self)
+        content = asdict(self)
+        content["ways"] = content.pop("states")
+        return content
 
-    def way(self, start: str, end: str) -> Way:
+    def direction(self, start: str, end: str) -> State:
         """Return the state of one direction."""
-        return self.ways.get(f"{start}>{end}", Way())
+        return self.states.get(f"{start}>{end}", State())
+
+    def directions(self, link: Link) -> tuple[State, State]:
+        """Return the states of a link's two directions, to its node and back."""
+        return self.direction(link.source, link.region), self.direction(link.region, link.source)
 
     def delays_ms(self, link: Link) -> tuple[float, float]:
         """Return how long bytes take to a link's node, and back."""
-        there, back = self.way(link.source, link.region), self.way(link.region, link.source)
+        there, back = (
+            self.direction(link.source, link.region),
+            self.direction(link.region, link.source),
+        )
         return (
             (link.rtt_ms if there.rtt_ms is None else there.rtt_ms) / 2,
             (link.rtt_ms if back.rtt_ms is None else back.rtt_ms) / 2,
@@ -101,10 +110,13 @@ class Config:
 
     def trouble(self, link: Link) -> str:
         """Return what is cut or slowed on a link in a word or two, "" where nothing is."""
-        there, back = self.way(link.source, link.region), self.way(link.region, link.source)
+        there, back = (
+            self.direction(link.source, link.region),
+            self.direction(link.region, link.source),
+        )
         if there.state == "reset":
             return "reset"
-        held = (there.state == "hole", back.state == "hole")
+        held = (there.state == "cut", back.state == "cut")
         if held == (True, True):
             return "cut"
         if any(held):
@@ -121,7 +133,7 @@ class Config:
         return found
 
     def pair(self, link: str) -> tuple[str, str]:
-        """Return the regions of a link by its name, "us-eu"; the first is where one way begins.
+        """Return the regions of a link by its name, "us-eu"; one direction begins at the first.
 
         Raises LabError with the links that there are.
         """
@@ -139,6 +151,7 @@ class Config:
         """Return this configuration with a link cut, reset, up, or up with another RTT.
 
         link is "us-eu": both ways, or with one_way from us to eu alone. state is up, cut or reset.
+        A link that is cut, and healed, keeps its other RTT; up on one that is up takes it back.
         Raises LabError for a name that there is not, and for an RTT that cannot be.
         """
         start, end = self.pair(link)
@@ -148,10 +161,12 @@ class Config:
             raise LabError(f"RTT {rtt_ms:g} of {link}: use milliseconds from 0 to 60000")
         if rtt_ms is not None and state != "up":
             raise LabError(f"RTT {rtt_ms:g} of {link}: a link that is {state} has none; use up")
-        ways = dict(self.ways)
+        keeps = state != "up" or self.direction(start, end).state != "up"
+        states = dict(self.states)
         for name in [f"{start}>{end}"] if one_way else [f"{start}>{end}", f"{end}>{start}"]:
-            ways[name] = Way(STATES[state], rtt_ms)
-        return replace(self, ways={name: way for name, way in ways.items() if way != Way()})
+            known_ms = self.states[name].rtt_ms if keeps and name in self.states else None
+            states[name] = State(state, known_ms if rtt_ms is None else rtt_ms)
+        return replace(self, states={k: each for k, each in states.items() if each != State()})
 
     def with_links(self, links: Iterable[Link], listen: Iterable[str]) -> Config:
         """Return a configuration with other links; those that remain keep their states.
@@ -168,7 +183,7 @@ class Config:
                 ) from None
         changed = replace(self, links=tuple(links), listen=listen)
         kept = {name for a, b in changed.pairs() for name in (f"{a}>{b}", f"{b}>{a}")}
-        return replace(changed, ways={name: way for name, way in self.ways.items() if name in kept})
+        return replace(changed, states={k: each for k, each in self.states.items() if k in kept})
 
 
 def links_for(
