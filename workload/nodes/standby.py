@@ -1,4 +1,4 @@
-"""Streaming standbys, fail-over and rejoin, the same in both runtimes.
+"""Streaming standbys, failover and rejoin, the same in both runtimes.
 
 The primary waits for its standby before it acknowledges (synchronous_commit on, FIRST 1), so a
 promoted standby has every acknowledged write. What names the standby does not travel with a base
@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from workload.errors import LabError
+from workload.nodes.embedded import quoted
 from workload.nodes.server import NodeServer
 from workload.processes import poll, reached
 from workload.sql import Login, connect
@@ -22,16 +23,31 @@ from workload.sql import Login, connect
 #: The role that standbys stream as. The WAL holds everything, so it is nobody else's.
 REPLICATION_ROLE = "replication"
 
-# PGDATA's own name cannot be taken by a rename, being a volume's mount point; so a backup is made
-# inside it, and PG_VERSION, by which all know a cluster, moves last.
+# Input: a line of a password file (libpq's PGPASSFILE), then the settings by which the standby
+# follows its primary. The file loses its name before it has a content: the password is in no
+# command line, in no environment, and a killed run leaves nothing behind.
+CREDENTIALS = r"""
+umask 077
+passfile=$(mktemp)
+exec 9<>"$passfile"
+rm "$passfile"
+IFS= read -r line
+printf '%s\n' "$line" >&9
+export PGPASSFILE=/dev/fd/9
+follow=$(cat)
+"""
+
+# PGDATA cannot be renamed where it is a volume's mount point. So the backup is made inside it, and
+# PG_VERSION, which marks a whole cluster, moves last.
 SEED = r"""
-cd "$PGDATA" 2>/dev/null || { mkdir -m 0700 "$PGDATA" && cd "$PGDATA"; }
+mkdir -p "$PGDATA"
+cd "$PGDATA"
 find . -mindepth 1 -delete
 chmod 0700 .
 pg_basebackup --pgdata=.incoming --wal-method=stream --slot="$SLOT" --checkpoint=fast \
-  --dbname="$SOURCE" --no-sync
+  --dbname="$SOURCE" --no-password --no-sync
 cd .incoming
-printf '%s\n' "$FOLLOW" >>postgresql.auto.conf
+printf '%s\n' "$follow" >>postgresql.auto.conf
 touch standby.signal
 rm -f postmaster.pid postmaster.opts
 find . -mindepth 1 -maxdepth 1 ! -name PG_VERSION -exec mv {} .. \;
@@ -41,23 +57,26 @@ rmdir .incoming
 sync -f .
 """
 
-# Whoever starts it finds a standby without a primary: it can be read, and takes no write.
+# A fenced node that is started is a standby without a primary: it can be read and takes no write.
+# Without a cluster there is nothing to fence.
 FENCE = r"""
+[ -e "$PGDATA/PG_VERSION" ] || exit 0
 touch "$PGDATA/standby.signal"
 printf '%s\n' "synchronous_standby_names = 'fenced'" >>"$PGDATA/postgresql.auto.conf"
 """
 
 # pg_rewind ends the crash recovery of a killed server first, and does that as a primary: for this
-# one second the fence is the setting above, with which nothing could be acknowledged.
+# one second the fence is the setting above, with which nothing could be acknowledged. On standard
+# output is the reason where it fails, nothing where it does not.
 REWIND = r"""
 rm -f "$PGDATA/standby.signal" "$PGDATA/postmaster.pid"
-if pg_rewind --target-pgdata="$PGDATA" --source-server="$SOURCE" >"$PGDATA/rewind.log" 2>&1; then
-  printf '%s\n' "$FOLLOW" >>"$PGDATA/postgresql.auto.conf"
+log=$PGDATA/rewind.log
+if pg_rewind --target-pgdata="$PGDATA" --source-server="$SOURCE" >"$log" 2>&1; then
+  printf '%s\n' "$follow" >>"$PGDATA/postgresql.auto.conf"
   touch "$PGDATA/standby.signal"
-  echo rewound
 else
   touch "$PGDATA/standby.signal"
-  tail -n 1 "$PGDATA/rewind.log"
+  grep -m 1 -E 'error:|fatal:|FATAL:|PANIC:' "$log" || tail -n 1 "$log"
 fi
 """
 
@@ -76,26 +95,30 @@ class Member:
         return self.name.replace("-", "_")
 
 
-def follow(primary: Member, standby: Member, password: str) -> tuple[str, str]:
-    """Return (connection string, settings) by which a standby follows a primary."""
+def copy_script(
+    primary: Member, standby: Member, password: str, script: str
+) -> tuple[str, dict[str, str], bytes]:
+    """Return (script, environment, input) that make or mend a standby's data directory.
+
+    The password is in the input alone: in a password file's line, and in the settings by which the
+    standby follows its primary.
+    """
     host, port = primary.server.address_for_peers()
     source = psycopg.conninfo.make_conninfo(
-        host=host,
-        port=port,
-        user=REPLICATION_ROLE,
-        password=password,
-        application_name=standby.slot,
-        connect_timeout=5,
+        host=host, port=port, user=REPLICATION_ROLE, connect_timeout=5
     )
-    quoted = source.replace("'", "''")
-    settings = "\n".join(
-        (
-            f"primary_conninfo = '{quoted}'",
-            f"primary_slot_name = '{standby.slot}'",
-            "synchronous_standby_names = ''",
-        )
+    conninfo = psycopg.conninfo.make_conninfo(
+        source, password=password, application_name=standby.slot
     )
-    return source, settings
+    escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+    lines = (
+        f"*:*:*:{REPLICATION_ROLE}:{escaped}",
+        f"primary_conninfo = {quoted(conninfo)}",
+        f"primary_slot_name = '{standby.slot}'",
+        "synchronous_standby_names = ''",
+    )
+    environ = {"SOURCE": f"{source} dbname=postgres", "SLOT": standby.slot}
+    return CREDENTIALS + script, environ, "".join(f"{line}\n" for line in lines).encode()
 
 
 def seed(primary: Member, standby: Member, password: str) -> bool:
@@ -109,17 +132,13 @@ def seed(primary: Member, standby: Member, password: str) -> bool:
     with connect(primary.login) as connection:
         ensure_slot(connection, standby.slot)
     reached("standby.slotted")
-    source, settings = follow(primary, standby, password)
-    standby.server.shell(
-        SEED,
-        {"SOURCE": f"{source} dbname=postgres", "SLOT": standby.slot, "FOLLOW": settings},
-    )
+    standby.server.run(*copy_script(primary, standby, password, SEED))
     reached("standby.seeded")
     return True
 
 
 def ensure_slot(connection: psycopg.Connection[Any], name: str) -> None:
-    """Have a physical slot, so that a standby that is away finds the WAL it missed."""
+    """Ensure a physical slot, which keeps the WAL that a standby misses while it is away."""
     connection.execute(
         "SELECT pg_create_physical_replication_slot(%(name)s, true) WHERE NOT EXISTS"
         " (SELECT FROM pg_replication_slots WHERE slot_name = %(name)s)",
@@ -129,7 +148,7 @@ def ensure_slot(connection: psycopg.Connection[Any], name: str) -> None:
 
 
 def make_synchronous(primary: Member, standby: Member, timeout_s: float) -> bool:
-    """Wait until a standby streams, then have the primary wait for it; return whether it changed.
+    """Wait until a standby streams, then make it synchronous; return whether that changed anything.
 
     Raises LabError with the standby's state where it does not stream in time.
     """
@@ -210,10 +229,11 @@ def promote(primary: Member, standby: Member) -> dict[str, Any]:
 
 
 def rejoin(primary: Member, old: Member, password: str, timeout_s: float) -> str:
-    """Bring a fenced node back as the primary's standby; return how: "rewound" or "copied".
+    """Bring a fenced node back as the primary's standby; return how, for people to read.
 
-    It takes no write on the way: its data directory is rewound, or copied anew where that fails,
-    before it starts, and starts as a standby. Raises LabError where it does not stream in time.
+    "rewound", or "copied anew because ..." with pg_rewind's reason. The node takes no write on the
+    way: its data directory is rewound, or replaced where that fails, before it starts, and it
+    starts as a standby. Raises LabError where it does not stream in time.
     """
     old.server.kill()
     with connect(primary.login) as connection:
@@ -221,13 +241,12 @@ def rejoin(primary: Member, old: Member, password: str, timeout_s: float) -> str
         # Up to PostgreSQL 15 pg_rewind reads the new timeline from the last checkpoint.
         connection.execute("CHECKPOINT")
     reached("rejoin.slotted")
-    source, settings = follow(primary, old, password)
-    how = "copied"
+    how = "copied anew because its data directory is empty"
     if old.server.has_data():
-        environ = {"SOURCE": f"{source} dbname=postgres", "FOLLOW": settings}
-        said = old.server.shell(REWIND, environ).strip()
-        how = "rewound" if said == "rewound" else "copied"
-    if how == "copied":
+        output = old.server.run(*copy_script(primary, old, password, REWIND))
+        reason = output.decode(errors="replace").strip()
+        how = f"copied anew because {reason}" if reason else "rewound"
+    if how != "rewound":
         old.server.shell('rm -f "$PGDATA/PG_VERSION"')
         seed(primary, old, password)
     reached("rejoin.rewound")

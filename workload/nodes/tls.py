@@ -28,17 +28,21 @@ SETTINGS = {
     "ssl_key_file": f"{FOLDER}/server.key",
     "ssl": "on",
 }
+# The key comes by standard input: the environment of a container is there for docker inspect.
 INSTALL = f"""
 umask 077
+key=$(cat)
 mkdir -p "$PGDATA/{FOLDER}"
 cd "$PGDATA/{FOLDER}"
-if printf '%s' "$CERTIFICATE$KEY$AUTHORITY" | cmp -s - installed; then
+installed="$CERTIFICATE$key
+$AUTHORITY"
+if printf '%s' "$installed" | cmp -s - installed; then
   echo same
 else
   printf '%s' "$CERTIFICATE" >server.crt
-  printf '%s' "$KEY" >server.key
+  printf '%s\\n' "$key" >server.key
   printf '%s' "$AUTHORITY" >ca.crt
-  printf '%s' "$CERTIFICATE$KEY$AUTHORITY" >installed
+  printf '%s' "$installed" >installed
 fi
 """
 
@@ -49,7 +53,7 @@ def host_name(region: str) -> str:
 
 
 def ensure_certificates(lab: Lab, regions: list[str]) -> bool:
-    """Have the authority and each region's certificate and key; return whether any was made."""
+    """Ensure the authority and each region's certificate and key; return whether any was made."""
     folder = lab.home / "secrets" / "tls"
     made = False
     if not (folder / "ca.crt").exists():
@@ -70,20 +74,20 @@ def ensure_certificates(lab: Lab, regions: list[str]) -> bool:
 
 
 def install(lab: Lab, region: str, server: NodeServer, login: Login) -> bool:
-    """Have a node speak TLS with its region's certificate; return whether anything changed.
+    """Ensure that a node speaks TLS with its region's certificate; return whether anything changed.
 
     No restart: ssl and its files are read again on a reload. Raises LabError.
     """
     folder = lab.home / "secrets" / "tls"
-    said = server.shell(
+    output = server.run(
         INSTALL,
         {
             "CERTIFICATE": (folder / f"{region}.crt").read_text(),
-            "KEY": (folder / f"{region}.key").read_text(),
             "AUTHORITY": (folder / "ca.crt").read_text(),
         },
+        (folder / f"{region}.key").read_bytes(),
     )
-    changed = said.strip() != "same"
+    changed = output.strip() != b"same"
     with connect(login, 10) as connection:
         connection.autocommit = True
         for name, value in SETTINGS.items():
