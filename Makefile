@@ -14,7 +14,10 @@ PLAYBOOK := $(PYTHON_VENV) -m ansible playbook
 export LC_ALL ?= C.UTF-8
 # A checkout in a folder that others may write to would have its configuration ignored.
 export ANSIBLE_CONFIG := ./ansible.cfg
-# Variables given on make's command line, make traffic USERS=50, are for the programs too.
+# Variables given on make's command line, make traffic USERS=50, are for the programs too, and as
+# they were typed: make itself would take the $ of SQL="... ~ 'com$$'" for a variable of its own.
+$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),\
+  $(eval override $(name) := $$(value $(name)))))
 export
 
 .PHONY: help
