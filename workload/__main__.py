@@ -57,10 +57,11 @@ def status(lab: Lab, _: Namespace) -> int:
     """Say how the lab is, and what is wrong."""
     from rich.console import Console
 
-    from workload.operations import status
+    from workload.operations.status.collect import collect
+    from workload.operations.status.show import show
     from workload.topology import Topology
 
-    return 0 if status.show(status.collect(Topology.load(lab), password()), Console()) else 1
+    return 0 if show(collect(Topology.load(lab), password()), Console()) else 1
 
 
 def psql(lab: Lab, asked: Namespace) -> int:
