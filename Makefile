@@ -88,6 +88,10 @@ report: setup ## Print what the customers experienced and why, and write reports
 status: setup ## Say how nodes, links and replication are, and what is wrong; fails where anything is
 	@$(PYTHON_VENV) -m workload status
 
+.PHONY: resolve
+resolve: setup ## Show the row that stops a replica (NODE=us), and go on: KEEP=origin or KEEP=local
+	@$(PYTHON_VENV) -m workload resolve
+
 .PHONY: psql
 psql: setup ## Open psql on a node (NODE=jp), or run one statement there (SQL="SELECT 1")
 	@$(PYTHON_VENV) -m workload psql

@@ -64,6 +64,16 @@ def status(lab: Lab, _: Namespace) -> int:
     return 0 if show(collect(Topology.load(lab), password()), Console()) else 1
 
 
+def resolve(lab: Lab, asked: Namespace) -> int:
+    """Show the row that stops a replica, and go on with the one to keep."""
+    from rich.console import Console
+
+    from workload.operations import resolve
+    from workload.topology import Topology
+
+    return resolve.run(Topology.load(lab), password(), asked.node, asked.keep, Console())
+
+
 def psql(lab: Lab, asked: Namespace) -> int:
     """Open psql on a node, or run one statement there."""
     from workload.operations import psql
@@ -169,6 +179,7 @@ COMMANDS: tuple[Callable[[Lab, Namespace], int], ...] = (
     forget,
     report,
     status,
+    resolve,
     psql,
     wan,
 )
@@ -198,8 +209,11 @@ def parser() -> argparse.ArgumentParser:
         add = by_name[name].add_argument
         add("--customer", type=uuid, default=set_to("CUSTOMER", ""), metavar="ID")
     by_name["move"].add_argument("--country", default=set_to("COUNTRY", ""))
+    for name in ("psql", "resolve"):
+        by_name[name].add_argument("--node", default=set_to("NODE"), metavar="NODE")
+    add = by_name["resolve"].add_argument
+    add("--keep", default=set_to("KEEP", ""), metavar="origin|local")
     add = by_name["psql"].add_argument
-    add("--node", default=set_to("NODE"), metavar="NODE")
     add("--sql", default=set_to("SQL"), metavar="STATEMENT")
     add = by_name["wan"].add_argument
     add("--link", default=set_to("LINK"), metavar="us-eu")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from workload.actions import WHOLE_LAB, LabAction, countries_of, lab_of
+from workload.sharding import conflicts
 from workload.sharding.leaves import leaves_of
 from workload.sharding.replicas import is_at_origin, is_current, replicate, save
 from workload.topology import Topology
@@ -45,7 +46,14 @@ class ActionModule(LabAction):
                 or not is_current(topology, arguments["password"], node, leaves_of(regions, kept))
             ]
             return {"changed": bool(missing), "copied": {}, "lines": []}
-        found = replicate(topology, arguments["password"], regions, wanted, self.say)
+        found = replicate(
+            topology,
+            arguments["password"],
+            regions,
+            wanted,
+            self.say,
+            conflicts.why(topology, arguments["password"]),
+        )
         lines = [
             f"{copied.node} has copies of {copied.rows:,} rows ({copied.seconds:.1f} s,"
             f" {copied.rows_per_s:,.0f} rows/s with their keys)"

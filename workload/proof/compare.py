@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from workload.errors import LabError
-from workload.sharding import barrier
+from workload.sharding import barrier, conflicts
 from workload.sharding.leaves import Leaf, leaves_of
 from workload.sql import connect, describe
 from workload.topology import Topology
@@ -79,7 +79,7 @@ def compare(topology: Topology, password: str) -> list[Compared]:
         if topology.nodes[node]["role"] in ("replica", "standby")
     }
     source = logins[topology.primaries()[0]]
-    barrier.await_all(source, followers, CATCH_UP_S)
+    barrier.await_all(source, followers, CATCH_UP_S, conflicts.why(topology, password))
     leaves = leaves_of(topology.countries())
     with ThreadPoolExecutor(max_workers=len(logins)) as pool:
         by_node = dict(

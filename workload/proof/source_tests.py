@@ -18,7 +18,7 @@ from rich.table import Table
 
 from workload.errors import LabError
 from workload.proof.compare import CATCH_UP_S
-from workload.sharding import barrier
+from workload.sharding import barrier, conflicts
 from workload.sql import connect, describe
 from workload.topology import Topology
 
@@ -118,7 +118,7 @@ def direct(topology: Topology, password: str, console: Console) -> list[Seen]:
     }
     # What will ever arrive has arrived then; the rest is not on its way.
     origin = topology.operator_login(topology.primaries()[0], password)
-    barrier.await_all(origin, followers, CATCH_UP_S)
+    barrier.await_all(origin, followers, CATCH_UP_S, conflicts.why(topology, password))
     seen = []
     for node, entry in topology.nodes.items():
         if entry["role"] == "fenced":

@@ -7,7 +7,7 @@ own that rarely (wal_receiver_status_interval).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,6 +16,8 @@ import psycopg
 from workload.errors import LabError
 from workload.sql import Login, connect
 
+#: Seconds between two questions why a node is behind.
+SLICE_S = 2.0
 _WRITE = (
     "INSERT INTO lab.marker VALUES (1, %s) ON CONFLICT (id) DO UPDATE SET token = EXCLUDED.token"
 )
@@ -36,10 +38,16 @@ def await_arrival(connection: psycopg.Connection[Any], token: UUID, timeout_s: f
     return bool(row and row[0])
 
 
-def await_all(source: Login, targets: Mapping[str, Login], timeout_s: float) -> float:
+def await_all(
+    source: Login,
+    targets: Mapping[str, Login],
+    timeout_s: float,
+    why: Callable[[str], str | None] = lambda node: None,
+) -> float:
     """Wait until all that is committed on a node has arrived on others; return the seconds.
 
-    targets: logins by node. Raises LabError with the node that is behind.
+    targets: logins by node. why tells what stops a node for good, so that it is not waited for.
+    Raises LabError with that, or with the node that is behind.
     """
     started = time.monotonic()
     with connect(source) as connection:
@@ -48,7 +56,12 @@ def await_all(source: Login, targets: Mapping[str, Login], timeout_s: float) -> 
     for node, login in targets.items():
         with connect(login) as connection:
             connection.autocommit = True
-            if not await_arrival(connection, token, timeout_s):
+            deadline = time.monotonic() + timeout_s
+            while not await_arrival(connection, token, min(SLICE_S, timeout_s)):
+                if reason := why(node):
+                    raise LabError(reason)
+                if time.monotonic() < deadline:
+                    continue
                 raise LabError(
                     f"{node} is more than {timeout_s:.0f} s behind {source.where}: make status"
                     " names its lag"

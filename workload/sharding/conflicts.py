@@ -9,8 +9,9 @@ the next transaction is read from the replica's slot, as the worker reads it, an
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,8 @@ from workload.sharding import replicas
 from workload.sql import connect
 from workload.topology import Topology
 
-#: Seconds in which the slot is free for a moment: its reader fails again and again, and waits 5 s.
-FREE_S = 3.0
+#: Seconds for the origin to read from the slot.
+READ_S = 3
 #: Transactions that are read from the slot, to find the first that has not been applied.
 TRANSACTIONS = 1000
 
@@ -77,9 +78,11 @@ class Change:
 
 
 def find(topology: Topology, password: str, node: str) -> Conflict | None:
-    """Return the row that stops a replica, None where none does or its slot is in use.
+    """Return the row that stops a replica, None where none does.
 
-    Raises psycopg.Error and LabError where a node does not answer.
+    Raises psycopg.errors.ObjectInUse where its slot is being read, which is so while it works and
+    for a moment of each attempt that fails; another psycopg.Error, and LabError, where a node does
+    not answer.
     """
     origin = topology.primaries()[0]
     with connect(topology.operator_login(node, password)) as replica:
@@ -106,13 +109,16 @@ def find(topology: Topology, password: str, node: str) -> Conflict | None:
     return None
 
 
-def sentence(topology: Topology, password: str, node: str) -> str | None:
-    """Return what stops a replica and what to do, None where nothing is known to."""
-    try:
-        conflict = find(topology, password, node)
-    except (LabError, psycopg.Error):
+def why(topology: Topology, password: str) -> Callable[[str], str | None]:
+    """Return what tells of a node which row stops it, None where none is known to."""
+
+    def sentence(node: str) -> str | None:
+        with contextlib.suppress(LabError, psycopg.Error):
+            conflict = find(topology, password, node)
+            return None if conflict is None else conflict.sentence
         return None
-    return None if conflict is None else conflict.sentence
+
+    return sentence
 
 
 def remove_local(connection: psycopg.Connection[Any], conflict: Conflict) -> None:
@@ -203,18 +209,14 @@ def _next_transaction(
     source: psycopg.Connection[Any], slot: str, publications: Sequence[str], applied: str
 ) -> list[Change]:
     """Return the rows that the first transaction after a position inserts, [] where none waits."""
-    source.execute(f"SET statement_timeout = '{FREE_S:g}s'")
+    source.execute(f"SET statement_timeout = '{READ_S}s'")
     statement = (
         "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, NULL, %s, 'proto_version', '1',"
         " 'publication_names', %s)"
     )
     names = ",".join(f'"{name}"' for name in publications)
     for count in (1, TRANSACTIONS):
-        try:
-            rows = source.execute(statement, (slot, count, names)).fetchall()
-        except errors.ObjectInUse:
-            # Its reader is there just now: it works, or fails in a moment.
-            return []
+        rows = source.execute(statement, (slot, count, names)).fetchall()
         for position, changes in _transactions(bytes(data) for (data,) in rows):
             if position > _position(applied):
                 return changes

@@ -10,7 +10,7 @@ goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,11 +80,13 @@ def replicate(
     regions: Mapping[str, Sequence[str]],
     wanted: Mapping[str, Sequence[str]],
     say: Say,
+    why: Callable[[str], str | None] = lambda node: None,
 ) -> list[Copied]:
     """Have each node hold copies of regions' leaves; return what was copied anew.
 
     regions: {name: countries}, all; wanted: {node: regions whose leaves it copies}. A copy that is
-    kept up to date is left alone. Raises LabError with the node that it went wrong on.
+    kept up to date is left alone. why tells what stops a node for good. Raises LabError with the
+    node that it went wrong on.
     """
     source = topology.operator_login(topology.primaries()[0], password)
     for node, kept in wanted.items():
@@ -110,7 +112,7 @@ def replicate(
 
     in_parallel([lambda node=node: job(node) for node in stale])  # type: ignore[misc]
     logins = {node: topology.operator_login(node, password) for node in wanted}
-    barrier.await_all(source, logins, CATCH_UP_S)
+    barrier.await_all(source, logins, CATCH_UP_S, why)
     return found
 
 

@@ -6,7 +6,6 @@ server that is paused takes the connection and never answers.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,9 @@ from workload.wan.config import Config
 
 #: Seconds for a login, for a statement, and for a node in all.
 CONNECT_S, STATEMENT_S, TIMEOUT_S = 2, 2, 5.0
+#: How often, and after how many seconds, a slot that is being read is tried again: a replica that
+#: fails at each attempt reads it for a moment of every five seconds.
+ATTEMPTS, ATTEMPT_S = 3, 0.4
 #: Schemas that stand while rows are on their way, and no longer.
 PASSING = ("retired", "staged", "incoming", "rewritten")
 
@@ -212,13 +214,21 @@ def _with_conflicts(
     origin = topology.primaries()[:1]
     if not origin or not nodes[origin[0]].is_up:
         return dict(nodes)
-    readers = {follower.slot for follower in nodes[origin[0]].followers if follower.active}
+    current = {
+        each.slot for each in nodes[origin[0]].followers if each.active and not each.lag_bytes
+    }
     states = dict(nodes)
     for name, state in nodes.items():
-        failed = any(each.enabled and each.errors for each in state.subscriptions)
-        if failed and slot(name) not in readers:
-            with contextlib.suppress(LabError, psycopg.Error):
+        if slot(name) in current or not any(each.errors for each in state.subscriptions):
+            continue
+        for _ in range(ATTEMPTS):
+            try:
                 states[name] = replace(state, conflict=conflicts.find(topology, password, name))
+                break
+            except psycopg.errors.ObjectInUse:
+                time.sleep(ATTEMPT_S)
+            except (LabError, psycopg.Error):
+                break
     return states
 
 
