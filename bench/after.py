@@ -7,19 +7,31 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from psycopg import sql
 
-from bench.copies import PASSWORD, ROUNDS, SCHEMA, SLOT, USERS, count, empty, release, seed
+from bench.copies import (
+    PASSWORD,
+    ROUNDS,
+    SCHEMA,
+    SLOT,
+    USERS,
+    count,
+    definitions_at,
+    empty,
+    release,
+    seed,
+)
 from bench.labs import BenchLab, bench_lab
 from bench.rows import Row, timed
 from workload.nodes.embedded import find_bin_dir
 from workload.sharding import replicas
 from workload.sharding.bulk import Part, pump
+from workload.sharding.definition import Definition
 from workload.sharding.leaves import Leaf, leaves_of
 from workload.sql import Login, connect
 from workload.topology import Topology
@@ -150,23 +162,26 @@ def _move(lab: BenchLab) -> Iterator[Row]:
     target = topology.operator_login(HOME, PASSWORD)
     across = replicas.across_the_wan(topology, target, HOME)
     leaves = leaves_of(topology.countries(), schema=SCHEMA)
+    definitions = definitions_at(source, topology.origin())
     release(source, target, HOME)
     ours, raw = [], []
     with lab.customers(USERS):
         for _ in range(ROUNDS):
-            empty(target, leaves)
+            empty(target, leaves, definitions)
             # The rows that the copy counts itself: there are more each second.
             ours.append(
-                replicas.load(source, target, across, SLOT, leaves, lambda line: None).rows_per_s
+                replicas.load(
+                    source, target, across, SLOT, leaves, definitions, lambda line: None
+                ).rows_per_s
             )
             with connect(source) as connection:
                 connection.autocommit = True
                 replicas.drop_slot(connection, SLOT)
-            empty(target, leaves)
-            took = timed(lambda: _pipe(source, target, across, leaves))
+            empty(target, leaves, definitions)
+            took = timed(lambda: _pipe(source, target, across, leaves, definitions))
             raw.append(count(target, leaves, at_home=False) / took)
-        empty(target, leaves)
-        plain = _insert_select(source, target, across, leaves)
+        empty(target, leaves, definitions)
+        plain = _insert_select(source, target, across, leaves, definitions)
     for name, goal, beside in (
         ("a COPY pipe", 0.7, median(raw)),
         (f"INSERT ... SELECT of {FEW} rows", 5, plain),
@@ -177,7 +192,13 @@ def _move(lab: BenchLab) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _pipe(source: Login, target: Login, across: Login, leaves: Sequence[Leaf]) -> None:
+def _pipe(
+    source: Login,
+    target: Login,
+    across: Login,
+    leaves: Sequence[Leaf],
+    definitions: Mapping[str, Definition],
+) -> None:
     """Copy rows table by table through one binary pipe across the WAN; their keys come after.
 
     One connection each, opened once, and the lab's own pump: two psql would open some ten round
@@ -185,20 +206,26 @@ def _pipe(source: Login, target: Login, across: Login, leaves: Sequence[Leaf]) -
     """
     with connect(source) as reader, connect(across) as writer:
         for leaf in leaves:
-            columns = leaf.column_list()
+            columns = definitions[leaf.table].column_list()
             query = sql.SQL("SELECT {} FROM {}").format(
                 columns, sql.Identifier(leaf.region, leaf.table)
             )
             into = sql.SQL("{} ({})").format(leaf.identifier(), columns)
             pump(reader, writer, Part(leaf.name, query, into), lambda rows: None)
     with connect(target) as connection:
-        for statements in (Leaf.key_statements, Leaf.references):
+        for statements in (Definition.keys, Definition.references):
             for leaf in leaves:
-                for statement in statements(leaf):
+                for statement in statements(definitions[leaf.table], leaf):
                     connection.execute(statement)
 
 
-def _insert_select(source: Login, target: Login, across: Login, leaves: Sequence[Leaf]) -> float:
+def _insert_select(
+    source: Login,
+    target: Login,
+    across: Login,
+    leaves: Sequence[Leaf],
+    definitions: Mapping[str, Definition],
+) -> float:
     """Return the rows a second of an INSERT ... SELECT into a foreign table, all by default.
 
     From FEW rows and none of the connection's opening: each row takes its round trip whatever their
@@ -207,7 +234,7 @@ def _insert_select(source: Login, target: Login, across: Login, leaves: Sequence
     leaf = next(leaf for leaf in leaves if leaf.table == "customer")
     with connect(target) as connection:
         connection.autocommit = True
-        for statement in leaf.key_statements():
+        for statement in definitions[leaf.table].keys(leaf):
             connection.execute(statement)
     with connect(source) as connection:
         connection.autocommit = True

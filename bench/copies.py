@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psycopg import sql
 
 from bench.labs import BenchLab
+from workload.schemas import slot
 from workload.sharding import replicas
+from workload.sharding.definition import Definition, of_leaves
 from workload.sharding.leaves import Leaf
 from workload.sql import Login, connect
 
@@ -42,11 +44,17 @@ def release(source: Login, target: Login, node: str) -> None:
         replicas.unsubscribe(connection)
     with connect(source) as connection:
         connection.autocommit = True
-        replicas.drop_slot(connection, replicas.slot(node))
+        replicas.drop_slot(connection, slot(node))
 
 
-def empty(target: Login, leaves: Sequence[Leaf]) -> None:
-    """Have the tables of the measured copies, empty and without keys."""
+def definitions_at(login: Login, region: str) -> dict[str, Definition]:
+    """Return how a region's leaves on a node are made."""
+    with connect(login) as connection:
+        return of_leaves(connection, region)
+
+
+def empty(target: Login, leaves: Sequence[Leaf], definitions: Mapping[str, Definition]) -> None:
+    """Make the tables of the measured copies, empty and without keys."""
     with connect(target) as connection:
         connection.autocommit = True
         for schema in dict.fromkeys(leaf.schema for leaf in leaves):
@@ -54,7 +62,8 @@ def empty(target: Login, leaves: Sequence[Leaf]) -> None:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(name))
         for leaf in leaves:
-            connection.execute(leaf.create())
+            for statement in definitions[leaf.table].create(leaf):
+                connection.execute(statement)
         connection.execute("TRUNCATE lab.marker")
         connection.execute("CHECKPOINT")
 

@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from psycopg import sql
 
-from bench.copies import PASSWORD, ROUNDS, SCHEMA, SLOT, USERS, count, empty, release, seed
+from bench.copies import (
+    PASSWORD,
+    ROUNDS,
+    SCHEMA,
+    SLOT,
+    USERS,
+    count,
+    definitions_at,
+    empty,
+    release,
+    seed,
+)
 from bench.labs import BenchLab, bench_lab
 from bench.rows import Row, timed
 from workload.nodes.embedded import find_bin_dir
+from workload.schemas import publication
 from workload.sharding import replicas
+from workload.sharding.definition import Definition
 from workload.sharding.leaves import Leaf, leaves_of
 from workload.sql import Login, connect
 from workload.topology import Topology
@@ -55,14 +68,19 @@ def _copies(topology: Topology) -> Iterator[Row]:
     source = topology.operator_login(origin, PASSWORD)
     target = topology.operator_login(node, PASSWORD)
     leaves = leaves_of(topology.countries(), schema=SCHEMA)
+    definitions = definitions_at(source, topology.origin())
     total = count(source, leaves)
     release(source, target, node)
 
     def lab() -> float:
-        return timed(lambda: replicas.load(source, target, target, SLOT, leaves, lambda line: None))
+        return timed(
+            lambda: replicas.load(
+                source, target, target, SLOT, leaves, definitions, lambda line: None
+            )
+        )
 
     def psql() -> float:
-        return timed(lambda: _psql(source, target, leaves))
+        return timed(lambda: _psql(source, target, leaves, definitions))
 
     def subscription() -> float:
         return _subscription(topology, origin, target)
@@ -71,7 +89,7 @@ def _copies(topology: Topology) -> Iterator[Row]:
     found: dict[str, list[float]] = {way.__name__: [] for way in ways}
     for _ in range(ROUNDS):
         for way in ways:
-            empty(target, leaves)
+            empty(target, leaves, definitions)
             found[way.__name__].append(total / way())
             arrived = count(target, leaves, at_home=way is subscription)
             if arrived != total:
@@ -86,7 +104,9 @@ def _copies(topology: Topology) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _psql(source: Login, target: Login, leaves: Sequence[Leaf]) -> None:
+def _psql(
+    source: Login, target: Login, leaves: Sequence[Leaf], definitions: Mapping[str, Definition]
+) -> None:
     """Copy as a person would: a pipe for each table, then its keys."""
     psql = str(find_bin_dir() / "psql")
 
@@ -94,19 +114,20 @@ def _psql(source: Login, target: Login, leaves: Sequence[Leaf]) -> None:
         return [psql, login.conninfo(), "-qc", statement.as_string(None)]
 
     for leaf in leaves:
+        columns = definitions[leaf.table].column_list()
         copy_out = sql.SQL("COPY {} ({}) TO STDOUT (FORMAT binary)").format(
-            sql.Identifier(leaf.region, leaf.table), leaf.column_list()
+            sql.Identifier(leaf.region, leaf.table), columns
         )
         copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
-            leaf.identifier(), leaf.column_list()
+            leaf.identifier(), columns
         )
         with subprocess.Popen(command(source, copy_out), stdout=subprocess.PIPE) as reader:
             subprocess.run(command(target, copy_in), stdin=reader.stdout, check=True)
         if reader.returncode:
             raise RuntimeError(f"{leaf.name}: psql failed")
-    for statements in (Leaf.key_statements, Leaf.references):
+    for statements in (Definition.keys, Definition.references):
         for leaf in leaves:
-            for statement in statements(leaf):
+            for statement in statements(definitions[leaf.table], leaf):
                 subprocess.run(command(target, statement), check=True)
 
 
@@ -116,7 +137,7 @@ def _subscription(topology: Topology, origin: str, target: Login) -> float:
     # Next door, as the other ways go. The copy reads as the role that it logs in as.
     conninfo = topology.operator_login(origin, PASSWORD).conninfo()
     publications = sql.SQL(", ").join(
-        sql.Identifier(replicas.publication(region)) for region in topology.countries()
+        sql.Identifier(publication(region)) for region in topology.countries()
     )
     with connect(target) as connection:
         connection.autocommit = True

@@ -283,6 +283,17 @@ class Topology:
         """Return the nodes that take writes, the first region's first."""
         return [name for name, node in self.nodes.items() if node["role"] == "primary"]
 
+    def nodes_in(self, region: str) -> list[str]:
+        """Return a region's nodes, in the inventory's order."""
+        return [name for name, node in self.nodes.items() if node["region"] == region]
+
+    def origin_primary(self) -> str:
+        """Return the node of the origin that takes its writes; raises LabError without one."""
+        primary = self.primary_of(self.origin())
+        if primary is None:
+            raise LabError(f"no node of {self.origin()} takes writes: make status")
+        return primary
+
     def primary_of(self, region: str) -> str | None:
         """Return the node of a region that takes its writes, None where they go elsewhere."""
         found = (name for name in self.primaries() if self.nodes[name]["region"] == region)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from workload.actions import WHOLE_LAB, LabAction, countries_of, lab_of
-from workload.sharding.countries import check
+from workload.sharding.checks import check
 from workload.topology import Topology
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from ansible.module_utils.common.yaml import yaml_load
 
+from workload.schemas import is_taken, taken
+
 #: Names that Ansible itself puts among a host's variables, beside ansible_*.
 MAGIC = frozenset(
     {
@@ -39,8 +41,6 @@ REGION_KEYS = frozenset({"countries"})
 #: A region's name is a schema's, a server's and part of a host name; a country's is text in bounds.
 REGION_NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 COUNTRY_CODE = re.compile(r"[a-z0-9_-]{1,16}")
-#: What the lab or PostgreSQL has there already.
-SCHEMAS = frozenset({"global", "lab", "public", "retired", "information_schema"})
 NODE_KEYS = ("node_region", "node_port_offset", "node_container")
 HIGHEST_PORT = 65_535
 
@@ -73,15 +73,11 @@ def region_problems(regions: Mapping[str, Any]) -> list[str]:
     problems = []
     claimed: dict[str, str] = {}
     for region, entry in regions.items():
-        if (
-            not REGION_NAME.fullmatch(str(region))
-            or str(region).startswith("pg_")
-            or region in SCHEMAS
-        ):
+        if not REGION_NAME.fullmatch(str(region)) or is_taken(str(region)):
             problems.append(
                 f"region '{region}' in lab_regions is no name for a region, whose rows are in a"
                 f" schema of that name: use lower-case letters, digits, _ and -, and none of"
-                f" {', '.join(sorted(SCHEMAS))}, pg_..."
+                f" {', '.join(taken())}"
             )
             continue
         if not isinstance(entry, Mapping) or not entry.get("countries"):

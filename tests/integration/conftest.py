@@ -13,11 +13,15 @@ import pytest
 from tests.fixtures.labs import free_ports
 from workload.nodes import embedded
 from workload.nodes.embedded import EmbeddedServer
+from workload.sharding.definition import of_start
 from workload.sharding.leaves import leaves_of
 from workload.sql import Login
 
 PASSWORD = "secret"
-SCHEMA = Path(__file__).resolve().parents[2] / "roles/shards/templates/schema.sql.j2"
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+SCHEMA = ROLES / "shards/templates/schema.sql.j2"
+#: What makes the tables of the start.
+START = (ROLES / "shop/files/tables.sql", ROLES / "country/files/country.sql")
 REGIONS = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y"]}
 #: What the domain knows, so that a country can come.
 KNOWN = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y", "br"]}
@@ -48,17 +52,24 @@ def connection(login: Login) -> Iterator[psycopg.Connection[Any]]:
         made.execute(
             "DROP SCHEMA IF EXISTS global, lab, eu, us, gate_us, rewritten_us, retired_us CASCADE"
         )
+        for start in START:
+            made.execute(start.read_bytes())
         made.execute("SET client_min_messages = debug1")
         schema = jinja2.Template(SCHEMA.read_text(), trim_blocks=True).render(
             shards_regions={name: {"countries": found} for name, found in KNOWN.items()},
             shards_default_country="uk",
         )
         made.execute(schema.encode())
+        definitions = of_start(made)
+        made.execute("DROP TABLE public.purchase, public.customer")
+        made.execute(schema.encode())
         for leaf in leaves_of(REGIONS):
-            made.execute(leaf.create())
-            for statement in leaf.key_statements():
-                made.execute(statement)
-            made.execute(leaf.attach())
-            for statement in leaf.references():
+            definition = definitions[leaf.table]
+            for statement in [
+                *definition.create(leaf),
+                *definition.keys(leaf),
+                leaf.attach(),
+                *definition.references(leaf),
+            ]:
                 made.execute(statement)
         yield made

@@ -10,8 +10,17 @@ import pytest
 from psycopg import sql
 
 from tests.integration.conftest import KNOWN, REGIONS
-from workload.sharding.bounds import prove, settle
-from workload.sharding.gates import gate_of, put_in, put_up, rebound, stands, take_down, take_out
+from workload.sharding.gates import (
+    add_bound_checks,
+    drop_bound_checks,
+    gate_of,
+    put_in,
+    put_up,
+    rebound,
+    stands,
+    take_down,
+    take_out,
+)
 from workload.sharding.leaves import TABLES, Leaf, leaves_of
 
 INSERT = "INSERT INTO us.customer (email, country) VALUES ('a', %s)"
@@ -56,7 +65,7 @@ def test_attach_of_a_proven_leaf_reads_no_row(
     connection: psycopg.Connection[Any], us: list[Leaf]
 ) -> None:
     assert attach_again(connection, us) == []
-    prove(connection, us, 5)
+    add_bound_checks(connection, us, 5)
     found = attach_again(connection, us)
     for table in TABLES:
         assert any(f'"{table}"' in line for line in found), found
@@ -67,10 +76,10 @@ def test_proof_that_was_not_needed_goes(
     connection: psycopg.Connection[Any], us: list[Leaf]
 ) -> None:
     for _ in range(2):
-        prove(connection, us, 5)
+        add_bound_checks(connection, us, 5)
     assert [checks(connection, leaf) for leaf in us] == [{"home"}] * 3
     for _ in range(2):
-        settle(connection, us, 5)
+        drop_bound_checks(connection, us, 5)
     assert [checks(connection, leaf) for leaf in us] == [set()] * 3
 
 
@@ -81,7 +90,7 @@ def test_leaf_refuses_strangers_by_itself(
     connection.execute("ALTER DOMAIN global.country DROP CONSTRAINT known")
     with pytest.raises(psycopg.errors.CheckViolation, match="partition constraint"):
         connection.execute(INSERT, (country,))
-    prove(connection, us, 5)
+    add_bound_checks(connection, us, 5)
     run(connection, take_out(connection, us[0]))
     with pytest.raises(psycopg.errors.CheckViolation, match='"home"'):
         connection.execute(INSERT, (country,))
@@ -163,5 +172,5 @@ def test_proof_of_a_leaf_with_a_stranger_is_refused(
     run(connection, take_out(connection, us[0]))
     connection.execute(INSERT, ("uk",))
     with pytest.raises(psycopg.errors.CheckViolation, match='"home"'):
-        prove(connection, us, 5)
+        add_bound_checks(connection, us, 5)
     connection.execute(INSERT, ("uk",))

@@ -12,7 +12,7 @@ from psycopg import sql
 from tests.fixtures.labs import eventually
 from workload.errors import LabError
 from workload.sharding.leaves import parents
-from workload.sharding.locks import LONGEST_MS, PostponedError, exclusively
+from workload.sharding.locks import LONGEST_MS, LockOutcome, PostponedError, exclusively
 from workload.sql import Login
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -24,9 +24,9 @@ MADE = "SELECT to_regclass('lab.made') IS NOT NULL"
 def test_work_takes_as_long_as_it_takes(connection: psycopg.Connection[Any]) -> None:
     """What ends a wait for locks does not end what is done with them."""
     slow = sql.SQL("SELECT pg_sleep({})").format(sql.Literal(4 * LONGEST_MS / 1e3))
-    waited_ms, tries = exclusively(connection, parents(), [slow, MAKE], 5)
-    assert waited_ms > 4 * LONGEST_MS
-    assert tries == 1
+    outcome = exclusively(connection, parents(), [slow, MAKE], 5)
+    assert outcome.blocked_ms > 4 * LONGEST_MS
+    assert outcome.attempts == 1
     assert connection.execute(MADE).fetchone() == (True,)
 
 
@@ -54,7 +54,7 @@ def test_gives_up_with_nothing_done(
 
 def test_waits_for_its_moment(connection: psycopg.Connection[Any], login: Login) -> None:
     """And those who come meanwhile are served between its tries."""
-    done: list[tuple[float, int]] = []
+    done: list[LockOutcome] = []
     statement = "SELECT FROM global.customer"
     with psycopg.connect(login.conninfo()) as other, psycopg.connect(login.conninfo()) as third:
         other.execute(statement)
@@ -70,7 +70,7 @@ def test_waits_for_its_moment(connection: psycopg.Connection[Any], login: Login)
         assert not done
         other.rollback()
         thread.join(30)
-    assert done[0][1] > 1
+    assert done[0].attempts > 1
     assert connection.execute(MADE).fetchone() == (True,)
 
 
@@ -83,6 +83,5 @@ def test_work_that_is_put_off_is_done_again(connection: psycopg.Connection[Any])
         if next(put_off, None) is not None:
             raise PostponedError("not yet")
 
-    _, tries = exclusively(connection, parents(), work, 30)
-    assert tries == 9
+    assert exclusively(connection, parents(), work, 30).attempts == 9
     assert connection.execute(MADE).fetchone() == (True,)

@@ -17,6 +17,7 @@ import pytest
 
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, eventually
 from tests.fixtures.traffic import NOISE_MS, customers, play_traffic
+from workload import schemas
 from workload.audit import canaries
 from workload.errors import LabError
 from workload.operations import people
@@ -356,7 +357,7 @@ def test_move_that_was_killed_is_finished_by_the_playbook(after: LabUnderTest) -
         connection.execute(f"DELETE FROM eu.purchase WHERE customer_id = '{key}'".encode())
         connection.execute(f"DELETE FROM eu.customer WHERE id = '{key}'".encode())
         connection.execute("INSERT INTO lab.to_scrub DEFAULT VALUES")
-        connection.execute("CREATE SCHEMA rewritten_eu")
+        connection.execute(schemas.create("rewritten_eu"))
         connection.execute("CHECKPOINT")
     found = people.traces(topology(after), person)
     assert any(place.startswith("eu: heap") for place in found), found

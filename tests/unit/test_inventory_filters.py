@@ -66,7 +66,9 @@ def test_country_that_is_no_code_is_named(country: str) -> None:
     assert "lower-case" in problem
 
 
-@pytest.mark.parametrize("region", ["global", "lab", "pg_us", "US", 'u"s', "1", ""])
+@pytest.mark.parametrize(
+    "region", ["global", "lab", "pg_us", "lab_audit", "gate_us", "retired_us", "US", 'u"s', "1", ""]
+)
 def test_region_that_cannot_be_a_schema_of_its_own_is_named(region: str) -> None:
     (problem,) = region_problems({region: {"countries": ["us"]}})
     assert f"'{region}'" in problem

@@ -10,9 +10,9 @@ from rich.console import Console
 from workload.errors import LabError
 from workload.output import printable, table
 from workload.proof import compare
+from workload.schemas import SUBSCRIPTION
 from workload.sharding import barrier, conflicts
 from workload.sharding.conflicts import Conflict
-from workload.sharding.replicas import SUBSCRIPTION
 from workload.sql import connect, describe
 from workload.topology import Topology
 
@@ -52,7 +52,7 @@ def run(topology: Topology, password: str, node: str | None, keep: str, console:
     if not done:
         console.print(f"No row stops {node}.", highlight=False)
         return 0
-    whose = f"the origin's ({topology.primaries()[0]})" if keep == "origin" else f"that of {node}"
+    whose = f"the origin's ({topology.origin_primary()})" if keep == "origin" else f"that of {node}"
     count = "the row is" if done == 1 else f"{done:,} rows are"
     console.print(f"{node} goes on; {count} {whose}.", highlight=False)
     try:
@@ -99,7 +99,7 @@ def show(conflict: Conflict, console: Console) -> None:
 
 def _next(topology: Topology, password: str, node: str) -> Conflict | None:
     """Return the row that stops a node, None once all that the origin has is there."""
-    origin = topology.operator_login(topology.primaries()[0], password)
+    origin = topology.operator_login(topology.origin_primary(), password)
     with (
         connect(origin, 5) as source,
         connect(topology.operator_login(node, password), 5) as target,

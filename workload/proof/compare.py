@@ -1,8 +1,4 @@
-"""Do the nodes agree? Counts and checksums of each leaf, on every node that holds it.
-
-The checksum is the sum of each row's own hash, so it goes by content and not by order; it is a
-server's work alone, and servers of one major version agree on it.
-"""
+"""Do the nodes agree? Counts and checksums of each leaf, on every node that holds it."""
 
 from __future__ import annotations
 
@@ -11,32 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
-from psycopg import sql
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from workload.errors import LabError
 from workload.sharding import barrier, conflicts
+from workload.sharding.checksum import Fingerprint, fingerprint
+from workload.sharding.definition import Definition, of_leaves
 from workload.sharding.leaves import Leaf, leaves_of
-from workload.sql import connect, describe
+from workload.sql import Login, connect
 from workload.topology import Topology
 
 #: Seconds for replicas to have all that is written until now.
 CATCH_UP_S = 30.0
-_FINGERPRINT = "SELECT count(*), coalesce(sum(hash_record_extended(leaf, 0)), 0) FROM {} AS leaf"
 _IS_TABLE = (
     "SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass(%s) AND relkind IN ('r', 'f')"
 )
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """The content of a leaf: how many rows, and the sum of their hashes."""
-
-    rows: int
-    checksum: int
 
 
 @dataclass(frozen=True)
@@ -78,14 +64,16 @@ def compare(topology: Topology, password: str) -> list[Compared]:
         for node, login in logins.items()
         if topology.nodes[node]["role"] in ("replica", "standby")
     }
-    source = logins[topology.primaries()[0]]
+    source = logins[topology.origin_primary()]
     barrier.await_all(source, followers, CATCH_UP_S, conflicts.why(topology, password))
     leaves = leaves_of(topology.countries())
+    with connect(source, 10) as connection:
+        definitions = of_leaves(connection, topology.origin())
     with ThreadPoolExecutor(max_workers=len(logins)) as pool:
         by_node = dict(
             zip(
                 logins,
-                pool.map(lambda login: _fingerprints(login, leaves), logins.values()),
+                pool.map(lambda login: _fingerprints(login, leaves, definitions), logins.values()),
                 strict=True,
             )
         )
@@ -98,7 +86,9 @@ def compare(topology: Topology, password: str) -> list[Compared]:
     ]
 
 
-def _fingerprints(login: Any, leaves: Sequence[Leaf]) -> dict[str, Fingerprint]:
+def _fingerprints(
+    login: Login, leaves: Sequence[Leaf], definitions: Mapping[str, Definition]
+) -> dict[str, Fingerprint]:
     with connect(login, 10) as connection:
         connection.autocommit = True
         found = {}
@@ -106,18 +96,8 @@ def _fingerprints(login: Any, leaves: Sequence[Leaf]) -> dict[str, Fingerprint]:
             name = leaf.identifier().as_string(connection)
             is_table: Any = connection.execute(_IS_TABLE, (name,)).fetchone()
             if is_table and is_table[0]:
-                found[leaf.name] = fingerprint(connection, leaf)
+                found[leaf.name] = fingerprint(connection, leaf, definitions[leaf.table])
         return found
-
-
-def fingerprint(connection: psycopg.Connection[Any], leaf: Leaf) -> Fingerprint:
-    """Return a leaf's fingerprint; raises LabError with the server's message."""
-    try:
-        row = connection.execute(sql.SQL(_FINGERPRINT).format(leaf.identifier())).fetchone()
-    except psycopg.Error as error:
-        raise LabError(f"{leaf.name}: {describe(error)}") from None
-    assert row
-    return Fingerprint(int(row[0]), int(row[1]))
 
 
 def show(found: Sequence[Compared], console: Console) -> bool:

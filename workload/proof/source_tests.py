@@ -79,7 +79,7 @@ def partitioning(topology: Topology, password: str, console: Console) -> bool:
     console.print(PARTITIONING, highlight=False)
     countries = topology.countries()
     holds = True
-    with _connect(topology, password, topology.primaries()[0]) as connection:
+    with _connect(topology, password, topology.origin_primary()) as connection:
         _run(connection, PARTITIONING)
         for look in LOOKS:
             region = look.split()[-1].partition(".")[0]
@@ -117,7 +117,7 @@ def direct(topology: Topology, password: str, console: Console) -> list[Seen]:
         if entry["role"] in ("replica", "standby")
     }
     # What will ever arrive has arrived then; the rest is not on its way.
-    origin = topology.operator_login(topology.primaries()[0], password)
+    origin = topology.operator_login(topology.origin_primary(), password)
     barrier.await_all(origin, followers, CATCH_UP_S, conflicts.why(topology, password))
     seen = []
     for node, entry in topology.nodes.items():

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from workload import schemas
 from workload.errors import LabError
 from workload.nodes import tls
 from workload.nodes.peers import address_between
@@ -22,10 +23,11 @@ from workload.nodes.scram import verifier
 from workload.nodes.server import server_of
 from workload.processes import in_parallel, poll
 from workload.sharding import foreign
-from workload.sharding.gates import rebound
-from workload.sharding.leaves import TABLES, Leaf, columns_of, leaves_of, parents
+from workload.sharding.definition import Definition, give_parents_columns, of_leaves
+from workload.sharding.gates import keep_no_statistics, rebound
+from workload.sharding.leaves import TABLES, Leaf, leaves_of, parents
 from workload.sharding.locks import LOCKS_S, exclusively
-from workload.sql import connect, describe, take_turns
+from workload.sql import connect, describe, take_turns, together
 from workload.topology import Role, Topology, set_roles
 
 #: Seconds for those to leave who pass by the origin on their way to a region that has moved.
@@ -38,16 +40,11 @@ def home_of(topology: Topology, node: str, region: str) -> list[str]:
     Those that hold its rows now: its own, or the origin's. The origin's own server goes to the
     region's node in any case: it is not used until the rows are there.
     """
-    own = [name for name, found in topology.nodes.items() if found["region"] == region]
+    own = topology.nodes_in(region)
     at_origin = topology.nodes[node]["region"] == topology.origin()
-    primary = topology.primary_of(region) or (own[0] if at_origin else topology.primaries()[0])
+    primary = topology.primary_of(region) or (own[0] if at_origin else topology.origin_primary())
     home = topology.nodes[primary]["region"]
-    others = [
-        name
-        for name, found in topology.nodes.items()
-        if found["region"] == home and name != primary
-    ]
-    return [primary, *others]
+    return [primary, *(name for name in topology.nodes_in(home) if name != primary)]
 
 
 def server_options(topology: Topology, node: str, region: str) -> dict[str, str]:
@@ -122,13 +119,14 @@ def prepare(setup: Setup) -> bool:
 
     alive = [name for name, node in topology.nodes.items() if node["role"] != "fenced"]
     done = [made, _on_each(alive, secure)]
+    definitions = _definitions(setup)
     # First everybody who is gone to, then who goes there.
-    done.append(_on_each(setup.writable(), lambda name: _prepare_node(setup, name)))
+    done.append(_on_each(setup.writable(), lambda name: _prepare_node(setup, name, definitions)))
     found = _found_regions(setup)
     if found:
         setup = replace(setup, topology=Topology.load(topology.lab))
     done += [found, point_servers(setup)]
-    done.append(_on_each(setup.writable(), lambda name: _replace_copies(setup, name)))
+    done.append(_on_each(setup.writable(), lambda name: _replace_copies(setup, name, definitions)))
     # Countries that are new: at home first, so that whoever sends rows there finds them known.
     for kind in ("r", "f"):
         done.append(_on_each(setup.writable(), lambda name, kind=kind: _rebound(setup, name, kind)))  # type: ignore[misc]
@@ -161,7 +159,7 @@ def _found_regions(setup: Setup) -> bool:
     """Make new regions' nodes the homes that nobody has rows for yet; return whether any was."""
     topology = setup.topology
     joining = [name for name, node in topology.nodes.items() if node["role"] == "joining"]
-    with setup.connect(topology.primaries()[0]) as origin:
+    with setup.connect(topology.origin_primary()) as origin:
         at_origin = {
             leaf.region for leaf in leaves_of(setup.regions) if foreign.relkind(origin, leaf) == "r"
         }
@@ -173,14 +171,20 @@ def _found_regions(setup: Setup) -> bool:
         leaves = leaves_of(setup.regions, [region])
         with setup.connect(name) as connection:
             if foreign.relkind(connection, leaves[0]) == "":
-                _make_home(connection, leaves, setup.customers_role)
+                _make_home(connection, leaves, _definitions(setup), setup.customers_role)
         roles[name] = "primary"
     if roles:
         set_roles(topology.lab, roles)
     return bool(roles)
 
 
-def _prepare_node(setup: Setup, name: str) -> bool:
+def _definitions(setup: Setup) -> dict[str, Definition]:
+    """Return how leaves are made, as the origin's own ones are."""
+    with setup.connect(setup.topology.origin_primary()) as connection:
+        return of_leaves(connection, setup.topology.origin())
+
+
+def _prepare_node(setup: Setup, name: str, definitions: Mapping[str, Definition]) -> bool:
     """Have what others need to come to a node, and the wrapper by which it goes to them."""
     with setup.connect(name) as connection:
         take_turns(connection, LOCKS_S)
@@ -201,21 +205,9 @@ def _prepare_node(setup: Setup, name: str) -> bool:
         for leaf in leaves_of(setup.regions):
             if foreign.relkind(connection, leaf) == "r":
                 done |= _grant_customers(connection, leaf, setup.customers_role)
-        # Inherited statistics would be made from all leaves' rows, the foreign ones too.
+        done |= give_parents_columns(connection, definitions)
         for table in TABLES:
-            row = connection.execute(
-                "SELECT bool_or(coalesce(attstattarget, -1) <> 0) FROM pg_attribute"
-                " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
-                (f"global.{table}",),
-            ).fetchone()
-            if row == (True,):
-                for column in columns_of(table):
-                    connection.execute(
-                        sql.SQL("ALTER TABLE ONLY {} ALTER {} SET STATISTICS 0").format(
-                            sql.Identifier("global", table), sql.Identifier(column)
-                        )
-                    )
-                done = True
+            done |= keep_no_statistics(connection, sql.Identifier("global", table))
         return done
 
 
@@ -248,7 +240,7 @@ def _end_detours(setup: Setup) -> bool:
     """
     topology = setup.topology
     done = []
-    with setup.connect(topology.primaries()[0]) as connection:
+    with setup.connect(topology.origin_primary()) as connection:
         for region in setup.regions:
             if region == topology.origin() or not topology.primary_of(region):
                 continue
@@ -286,7 +278,7 @@ def _has_emptied(setup: Setup, connection: psycopg.Connection[Any]) -> bool:
     return True
 
 
-def _replace_copies(setup: Setup, name: str) -> bool:
+def _replace_copies(setup: Setup, name: str, definitions: Mapping[str, Definition]) -> bool:
     """Have foreign leaves for the other regions on a node, in place of copies if there are any.
 
     The origin keeps what is not at home elsewhere yet: the cut-over is what takes that away.
@@ -303,8 +295,8 @@ def _replace_copies(setup: Setup, name: str) -> bool:
             found = set(kinds.values())
             if found == {"f"} or (own == topology.origin() and "r" in found):
                 continue
-            foreign.stage(connection, leaves)
-            staged = foreign.STAGED.format(region=region)
+            foreign.stage(connection, leaves, definitions)
+            staged = schemas.STAGED.format(region=region)
             foreign.grant_customers(connection, leaves, setup.customers_role, staged)
             swap = [
                 sql.SQL("DROP {} IF EXISTS {}").format(
@@ -320,17 +312,19 @@ def _replace_copies(setup: Setup, name: str) -> bool:
 
 
 def _make_home(
-    connection: psycopg.Connection[Any], leaves: Sequence[Leaf], customers_role: str
+    connection: psycopg.Connection[Any],
+    leaves: Sequence[Leaf],
+    definitions: Mapping[str, Definition],
+    customers_role: str,
 ) -> None:
     """Make the leaves of a region that begins with a node of its own, empty."""
     with connection.transaction():
         for leaf in leaves:
-            connection.execute(leaf.create())
-            for statement in leaf.key_statements():
-                connection.execute(statement)
-            connection.execute(leaf.attach())
+            definition = definitions[leaf.table]
+            statements = [*definition.create(leaf), *definition.keys(leaf), leaf.attach()]
+            connection.execute(together(statements))
         for leaf in leaves:
-            for statement in leaf.references():
+            for statement in definitions[leaf.table].references(leaf):
                 connection.execute(statement)
         foreign.grant_customers(connection, leaves, customers_role)
         for role in foreign.SECRETS:

@@ -20,7 +20,7 @@ from psycopg import errors, sql
 
 from workload.errors import LabError
 from workload.output import printable
-from workload.sharding import replicas
+from workload.schemas import SUBSCRIPTION, slot
 from workload.sql import connect
 from workload.topology import Topology
 
@@ -84,26 +84,26 @@ def find(topology: Topology, password: str, node: str) -> Conflict | None:
     for a moment of each attempt that fails; another psycopg.Error, and LabError, where a node does
     not answer.
     """
-    origin = topology.primaries()[0]
+    origin = topology.origin_primary()
     with connect(topology.operator_login(node, password)) as replica:
         replica.autocommit = True
         applied: Any = replica.execute(
             "SELECT subpublications, coalesce(remote_lsn, '0/0')::text FROM pg_subscription"
             " LEFT JOIN pg_replication_origin_status ON external_id = 'pg_' || oid"
             " WHERE subname = %s",
-            (replicas.SUBSCRIPTION,),
+            (SUBSCRIPTION,),
         ).fetchone()
         if applied is None:
             return None
         with connect(topology.operator_login(origin, password)) as source:
             source.autocommit = True
-            changes = _next_transaction(source, replicas.slot(node), *applied)
+            changes = _next_transaction(source, slot(node), *applied)
         for change in changes:
             found = _try(replica, change)
             if found is not None:
                 error, key, local = found
                 return Conflict(
-                    replicas.SUBSCRIPTION, node, origin, change.schema, change.table, key,
+                    SUBSCRIPTION, node, origin, change.schema, change.table, key,
                     change.values, local, error,
                 )  # fmt: skip
     return None

@@ -29,16 +29,17 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from workload import schemas
 from workload.errors import LabError
 from workload.processes import Say, reached
-from workload.sharding import barrier, diff, foreign, gates
+from workload.sharding import barrier, checksum, foreign, gates
 from workload.sharding.access import Setup
-from workload.sharding.leaves import Leaf, leaves_of
-from workload.sharding.locks import LOCKS_S, PostponedError, exclusively
+from workload.sharding.definition import of_leaves
+from workload.sharding.leaves import TABLES, Leaf, leaves_of
+from workload.sharding.locks import LOCKS_S, LockOutcome, PostponedError, exclusively
 from workload.sql import describe, take_turns, together
 from workload.topology import Topology, set_roles, set_warm_up
 
-RETIRED = "retired_{region}"
 #: Round trips in which the region's customers warm up: the twenty over which they spread, and one's
 #: own.
 WARM_UP_ROUND_TRIPS = 40
@@ -74,7 +75,7 @@ def cut_over(setup: Setup, region: str, say: Say, timeout_s: float = LOCKS_S) ->
     node = own_node(topology, region)
     leaves = leaves_of(setup.regions, [region])
     try:
-        with setup.connect(topology.primaries()[0]) as old, setup.connect(node) as new:
+        with setup.connect(topology.origin_primary()) as old, setup.connect(node) as new:
             take_turns(old, LOCKS_S)
             done = None
             if foreign.relkind(old, leaves[0]) == "r":
@@ -96,7 +97,7 @@ def open_gates(setup: Setup, say: Say) -> float:
         name for name in setup.regions if name != topology.origin() and topology.primary_of(name)
     ]
     try:
-        with setup.connect(topology.primaries()[0]) as connection:
+        with setup.connect(topology.origin_primary()) as connection:
             take_turns(connection, LOCKS_S)
             return gates.take_down(connection, leaves_of(setup.regions, gone), GATES_S)
     except LabError as error:
@@ -108,10 +109,10 @@ def open_gates(setup: Setup, say: Say) -> float:
 
 def own_node(topology: Topology, region: str) -> str:
     """Return the node that a region's rows are to be at home on; raises LabError without one."""
-    found = [name for name, node in topology.nodes.items() if node["region"] == region]
-    if not found:
+    nodes = topology.nodes_in(region)
+    if not nodes:
         raise LabError(f"region {region} has no node of its own: add one to the inventory")
-    return found[0]
+    return nodes[0]
 
 
 def _move(
@@ -138,14 +139,17 @@ def _move(
             raise LabError(f"cut-over of {region}: {node} is more than {CATCH_UP_S:.0f} s behind")
 
     await_arrival()
-    found = [diff.compare(old, new, leaf, await_arrival) for leaf in leaves]
+    definitions = of_leaves(old, region)
+    found = [
+        checksum.agree(old, new, leaf, definitions[leaf.table], await_arrival) for leaf in leaves
+    ]
     rows = sum(agreed.rows for agreed in found)
     extra = sum(agreed.extra for agreed in found)
     more = f", and {extra:,} that were written to {node} directly stay there" if extra else ""
     reached("cutover.agreed")
     say(f"{region}: {rows:,} rows agree on both sides{more}")
-    foreign.stage(old, leaves)
-    staged = foreign.STAGED.format(region=region)
+    foreign.stage(old, leaves, definitions)
+    staged = schemas.STAGED.format(region=region)
     foreign.grant_customers(old, leaves, customers_role, staged)
     warm_up = foreign.make_warm_up(old, region, customers_role)
     passwords = {role: setup.secret(role) for role in foreign.SECRETS}
@@ -160,13 +164,13 @@ def _move(
     try:
         others_ms = gates.put_up(old, leaves, timeout_s)
         reached("cutover.gated")
-        pause_ms, tries = _swap(setup, old, conninfo, leaves, rtt_ms, timeout_s)
+        swap = _swap(setup, old, conninfo, leaves, rtt_ms, timeout_s)
     finally:
         set_warm_up(topology.lab, region, "")
     reached("cutover.swapped")
     set_roles(topology.lab, {node: "primary"})
     reached("cutover.homed")
-    return CutOver(region, rtt_ms, pause_ms, others_ms, tries, rows)
+    return CutOver(region, rtt_ms, swap.blocked_ms, others_ms, swap.attempts, rows)
 
 
 def _warm_up(
@@ -206,25 +210,27 @@ def _swap(
     leaves: Sequence[Leaf],
     rtt_ms: float,
     timeout_s: float,
-) -> tuple[float, int]:
+) -> LockOutcome:
     """Let foreign tables take the leaves' places when the new home has the last row.
 
-    across: how to connect to the new home across the WAN. Returns the pause in ms and the tries.
+    across: how to connect to the new home across the WAN.
     """
     region = leaves[0].region
-    retired = sql.Identifier(RETIRED.format(region=region))
-    old.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(retired))
-    old.execute(sql.SQL("CREATE SCHEMA {}").format(retired))
+    retired = schemas.RETIRED.format(region=region)
+    schemas.drop(old, retired, list(TABLES))
+    old.execute(schemas.create(retired))
     change: list[sql.Composable] = []
     for leaf in leaves:
         gate = gates.gate_of(leaf)
         change += [
             sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(gate, leaf.identifier()),
-            sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(leaf.identifier(), retired),
+            sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(
+                leaf.identifier(), sql.Identifier(retired)
+            ),
             foreign.unstage(leaf),
             leaf.attach_to(gate, leaf.identifier()),
         ]
-    origin = setup.topology.primaries()[0]
+    origin = setup.topology.origin_primary()
     with setup.connect(origin) as writer, contextlib.ExitStack() as stack:
         listeners: list[psycopg.Connection[Any]] = []
 

@@ -14,8 +14,11 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from workload import schemas
 from workload.nodes import tls
+from workload.sharding.definition import Definition
 from workload.sharding.leaves import TABLES, Leaf
+from workload.sql import together
 
 #: The roles that others come as: the customers', who see and add, and the operator's.
 CUSTOMERS_ROLE, OPERATOR_ROLE = "foreign_customers", "foreign_operator"
@@ -38,18 +41,10 @@ OPTIONS: Mapping[str, str] = {
     "sslrootcert": tls.CA_FILE,
     "target_session_attrs": "read-write",
 }
+#: The foreign table by which a session opens its connection ahead of a cutover.
+WARM_UP = "warm_up"
 #: How long a session from elsewhere may hold on to something here.
 ABANDONED = "60s"
-#: Where a foreign leaf stands until it takes a table's place.
-STAGED = "staged_{region}"
-_FOREIGN_COLUMNS = {
-    "customer": "id uuid NOT NULL DEFAULT gen_random_uuid(), email text NOT NULL",
-    "purchase": (
-        "id uuid NOT NULL DEFAULT gen_random_uuid(), customer_id uuid NOT NULL,"
-        " amount decimal NOT NULL"
-    ),
-    "test": "id uuid NOT NULL DEFAULT gen_random_uuid(), email text NOT NULL",
-}
 
 
 def ensure_role(connection: psycopg.Connection[Any], name: str, secret: str, region: str) -> bool:
@@ -230,34 +225,6 @@ def _options(options: Mapping[str, str]) -> sql.Composed:
     )
 
 
-def create_foreign(leaf: Leaf, schema: str) -> list[sql.Composed]:
-    """Return the statements that make the foreign table that stands for a leaf, in a schema.
-
-    ANALYZE of it would copy its home's e-mails into this node's pg_statistic: no statistics are
-    kept of any column.
-    """
-    name = sql.Identifier(schema, leaf.table)
-    statements = [
-        sql.SQL(
-            "CREATE FOREIGN TABLE {name} ({columns}, country global.country NOT NULL)"
-            " SERVER {server} OPTIONS (schema_name {region}, table_name {table})"
-        ).format(
-            name=name,
-            columns=sql.SQL(_FOREIGN_COLUMNS[leaf.table]),
-            server=sql.Identifier(leaf.region),
-            region=sql.Literal(leaf.region),
-            table=sql.Literal(leaf.table),
-        )
-    ]
-    statements += [
-        sql.SQL("ALTER FOREIGN TABLE {} ALTER {} SET STATISTICS 0").format(
-            name, sql.Identifier(column)
-        )
-        for column in leaf.columns
-    ]
-    return statements
-
-
 def relkind(connection: psycopg.Connection[Any], leaf: Leaf, schema: str = "") -> str:
     """Return what a leaf is on a node: r a table, f a foreign table, "" where there is none."""
     name = sql.Identifier(schema or leaf.region, leaf.table).as_string(connection)
@@ -267,15 +234,23 @@ def relkind(connection: psycopg.Connection[Any], leaf: Leaf, schema: str = "") -
     return str(row[0]) if row else ""
 
 
-def stage(connection: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> None:
-    """Make the foreign tables of leaves anew in their staging schema."""
+def stage(
+    connection: psycopg.Connection[Any],
+    leaves: Sequence[Leaf],
+    definitions: Mapping[str, Definition],
+) -> None:
+    """Make the foreign tables of leaves in their staging schema, in place of older ones."""
     for region in dict.fromkeys(leaf.region for leaf in leaves):
-        schema = sql.Identifier(STAGED.format(region=region))
-        connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(schema))
-        connection.execute(sql.SQL("CREATE SCHEMA {}").format(schema))
+        unstage_all(connection, region)
+        connection.execute(schemas.create(schemas.STAGED.format(region=region)))
     for leaf in leaves:
-        for statement in create_foreign(leaf, STAGED.format(region=leaf.region)):
-            connection.execute(statement)
+        schema = schemas.STAGED.format(region=leaf.region)
+        connection.execute(together(definitions[leaf.table].create_foreign(leaf, schema)))
+
+
+def unstage_all(connection: psycopg.Connection[Any], region: str) -> bool:
+    """Drop a region's staging schema with what is in it; return whether there was one."""
+    return schemas.drop(connection, schemas.STAGED.format(region=region), [*TABLES, WARM_UP])
 
 
 def make_warm_up(connection: psycopg.Connection[Any], region: str, role: str) -> str:
@@ -283,8 +258,8 @@ def make_warm_up(connection: psycopg.Connection[Any], region: str, role: str) ->
 
     It has a foreign table of its own: the swap need not wait for who is still at it.
     """
-    schema = sql.Identifier(STAGED.format(region=region))
-    table = sql.Identifier(STAGED.format(region=region), "warm_up")
+    schema = sql.Identifier(schemas.STAGED.format(region=region))
+    table = sql.Identifier(schemas.STAGED.format(region=region), WARM_UP)
     for statement in (
         sql.SQL(
             "CREATE FOREIGN TABLE {} (id uuid) SERVER {}"
@@ -300,7 +275,8 @@ def make_warm_up(connection: psycopg.Connection[Any], region: str, role: str) ->
 def unstage(leaf: Leaf) -> sql.Composed:
     """Return the statement that puts a staged foreign table into the leaf's place."""
     return sql.SQL("ALTER FOREIGN TABLE {} SET SCHEMA {}").format(
-        sql.Identifier(STAGED.format(region=leaf.region), leaf.table), sql.Identifier(leaf.region)
+        sql.Identifier(schemas.STAGED.format(region=leaf.region), leaf.table),
+        sql.Identifier(leaf.region),
     )
 
 

@@ -8,7 +8,10 @@ transaction open there; below a gate, only those of its own region matter. So ga
 rows are partitioned until no region is to leave the origin any more. Then they go, at the first
 moment for it, since each level takes a planner's time.
 
-What is done here is right from any state that a killed run leaves: it looks at the catalogue.
+ATTACH reads a table of millions with its parent locked, unless a CHECK says already what it looks
+for. Such a CHECK is made and validated before: that reads the table as well, and locks nobody out.
+
+What is done here is right from any state that a killed run leaves: it goes by the catalogue.
 """
 
 from __future__ import annotations
@@ -20,11 +23,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from workload.sharding.bounds import prove, settle
-from workload.sharding.leaves import LOCK_ORDER, Leaf, parents
+from workload import schemas
+from workload.sharding.leaves import BOUND, LOCK_ORDER, REGION, TABLES, Leaf, in_lock_order, parents
 from workload.sharding.locks import exclusively
 
-GATE = "gate_{region}"
 _BOUND = """
 SELECT pg_get_expr(c.relpartbound, c.oid), c.relkind::text
 FROM pg_class c WHERE c.oid = to_regclass(%s) AND c.relispartition
@@ -33,7 +35,7 @@ FROM pg_class c WHERE c.oid = to_regclass(%s) AND c.relispartition
 
 def gate_of(leaf: Leaf) -> sql.Identifier:
     """Return the name of a leaf's gate."""
-    return sql.Identifier(GATE.format(region=leaf.region), leaf.table)
+    return sql.Identifier(schemas.GATE.format(region=leaf.region), leaf.table)
 
 
 def stands(connection: psycopg.Connection[Any], leaf: Leaf) -> bool:
@@ -46,21 +48,38 @@ def stands(connection: psycopg.Connection[Any], leaf: Leaf) -> bool:
 def build(connection: psycopg.Connection[Any], leaves: Iterable[Leaf]) -> None:
     """Make the gates of leaves that have none, with nothing below them."""
     for leaf in leaves:
-        schema = sql.Identifier(GATE.format(region=leaf.region))
-        connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
+        name = schemas.GATE.format(region=leaf.region)
+        if not schemas.exists(connection, name):
+            connection.execute(schemas.create(name))
+        if stands(connection, leaf):
+            continue
         connection.execute(
             sql.SQL(
-                "CREATE TABLE IF NOT EXISTS {} (LIKE {} INCLUDING DEFAULTS)"
-                " PARTITION BY LIST (country)"
-            ).format(gate_of(leaf), leaf.parent())
+                "CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING GENERATED)"
+                " PARTITION BY LIST ({})"
+            ).format(gate_of(leaf), leaf.parent(), sql.Identifier(REGION))
         )
-        # Inherited ones would be made from the foreign rows that are below it in the end.
-        for column in leaf.columns:
-            connection.execute(
-                sql.SQL("ALTER TABLE ONLY {} ALTER {} SET STATISTICS 0").format(
-                    gate_of(leaf), sql.Identifier(column)
-                )
-            )
+        keep_no_statistics(connection, gate_of(leaf))
+
+
+def keep_no_statistics(connection: psycopg.Connection[Any], parent: sql.Identifier) -> bool:
+    """Let a partitioned table keep none; return whether it did.
+
+    They would be made from all leaves' rows, those of foreign ones too.
+    """
+    columns = connection.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0"
+        " AND NOT attisdropped AND coalesce(attstattarget, -1) <> 0",
+        (parent.as_string(connection),),
+    ).fetchall()
+    if columns:
+        actions = [
+            sql.SQL("ALTER {} SET STATISTICS 0").format(sql.Identifier(name)) for (name,) in columns
+        ]
+        connection.execute(
+            sql.SQL("ALTER TABLE ONLY {} {}").format(parent, sql.SQL(", ").join(actions))
+        )
+    return bool(columns)
 
 
 def take_out(connection: psycopg.Connection[Any], leaf: Leaf) -> list[sql.Composed]:
@@ -91,16 +110,17 @@ def put_up(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_
     Raises LabError where there is no moment for it in time; nothing is changed then.
     """
     if all(_is_below(connection, leaf.identifier(), gate_of(leaf)) for leaf in leaves):
-        settle(connection, leaves, timeout_s)
+        drop_bound_checks(connection, leaves, timeout_s)
         return 0.0
     build(connection, leaves)
-    proof_ms = prove(connection, leaves, timeout_s)
+    checked_ms = add_bound_checks(connection, leaves, timeout_s)
     statements = [
         statement
         for leaf in leaves
         for statement in (*take_out(connection, leaf), *put_in(leaf, by_gate=True))
     ]
-    return max(proof_ms, exclusively(connection, parents(), statements, timeout_s)[0])
+    swap = exclusively(connection, parents(), statements, timeout_s)
+    return max(checked_ms, swap.blocked_ms)
 
 
 def take_down(
@@ -115,11 +135,12 @@ def take_down(
         return 0.0
     statements = [statement for leaf in gated for statement in take_out(connection, leaf)]
     for region in dict.fromkeys(leaf.region for leaf in gated):
-        schema = sql.Identifier(GATE.format(region=region))
-        statements.append(sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
+        name = schemas.GATE.format(region=region)
+        if schemas.exists(connection, name):
+            statements += schemas.drop_statements(connection, name, list(TABLES))
     for leaf in gated:
         statements += put_in(leaf, by_gate=False)
-    return exclusively(connection, parents(), statements, timeout_s)[0]
+    return exclusively(connection, parents(), statements, timeout_s).blocked_ms
 
 
 def rebound(
@@ -138,7 +159,7 @@ def rebound(
             is_settled = set(re.findall(r"'([^']*)'", row[0])) == set(leaf.countries)
             (settled if is_settled else changed).append(leaf)
     # A killed run's CHECK may be of countries that were thought better of.
-    settle(connection, settled, timeout_s)
+    drop_bound_checks(connection, settled, timeout_s)
     if not changed:
         return False
     # All out before any comes in: a country may go from one leaf to another.
@@ -146,7 +167,7 @@ def rebound(
     for leaf in changed:
         statements += put_in(leaf, stands(connection, leaf))
     if kind == "r":
-        prove(connection, changed, timeout_s)
+        add_bound_checks(connection, changed, timeout_s)
     exclusively(connection, parents(), statements, timeout_s)
     return True
 
@@ -154,6 +175,48 @@ def rebound(
 def locks(leaves: Sequence[Leaf]) -> list[sql.Identifier]:
     """Return a region's gates in the order in which everybody locks the tables below them."""
     return [gate_of(leaf) for leaf in sorted(leaves, key=lambda leaf: LOCK_ORDER.index(leaf.table))]
+
+
+def add_bound_checks(
+    connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float
+) -> float:
+    """Validate the CHECK that lets ATTACH skip its scan; return how long writers waited in ms.
+
+    Raises LabError where the leaves cannot be locked in time, and psycopg's CheckViolation where a
+    leaf has a row of another country; nothing is changed then.
+    """
+    add = [leaf.drop_check() for leaf in leaves] + [
+        sql.SQL("ALTER TABLE {} ADD {} NOT VALID").format(leaf.identifier(), leaf.check())
+        for leaf in leaves
+    ]
+    outcome = exclusively(connection, in_lock_order(leaves), add, timeout_s)
+    try:
+        for leaf in leaves:
+            connection.execute(
+                sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(
+                    leaf.identifier(), sql.Identifier(BOUND)
+                )
+            )
+    except psycopg.errors.CheckViolation:
+        # It would refuse new rows like the one that there is.
+        drop_bound_checks(connection, leaves, timeout_s)
+        raise
+    return outcome.blocked_ms
+
+
+def drop_bound_checks(
+    connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float
+) -> None:
+    """Take the CHECK from leaves that are partitions after all."""
+    names = [leaf.identifier().as_string(connection) for leaf in leaves]
+    row = connection.execute(
+        "SELECT 1 FROM pg_constraint WHERE conname = %s AND contype = 'c'"
+        " AND conrelid IN (SELECT to_regclass(name) FROM unnest(%s::text[]) AS name)",
+        (BOUND, names),
+    ).fetchone()
+    if row is not None:
+        drop = [leaf.drop_check() for leaf in leaves]
+        exclusively(connection, in_lock_order(leaves), drop, timeout_s)
 
 
 def _is_below(

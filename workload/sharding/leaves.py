@@ -18,40 +18,48 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-#: The partitioned tables, each after those that it refers to.
-TABLES = ("customer", "purchase", "test")
-#: Tables are locked in this order everywhere: a purchase's foreign key has its writer go on to
-#: customer.
-LOCK_ORDER = ("purchase", "customer", "test")
-_PERSON = (
-    "CREATE TABLE {leaf} (id uuid NOT NULL DEFAULT gen_random_uuid(), email text NOT NULL,"
-    " country global.country NOT NULL, {check})"
-)
-_CREATE = {
-    "customer": _PERSON,
-    "purchase": (
-        "CREATE TABLE {leaf} (id uuid NOT NULL DEFAULT gen_random_uuid(),"
-        " customer_id uuid NOT NULL, amount decimal NOT NULL, country global.country NOT NULL,"
-        " {check})"
-    ),
-    "test": _PERSON,
+#: The CHECK that stands for a leaf's partition bound.
+BOUND = "home"
+#: The column that says where a row is at home: the partition key of all tables.
+REGION = "country"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A partitioned table. How it is made, the catalogue says: see definition.py."""
+
+    name: str
+    #: The table whose rows say where this one's are at home, and the column that refers to its id;
+    #: "" where it says that itself.
+    follows: str = ""
+    by: str = ""
+    #: Whether it stands in public from the start, and is moved from there.
+    is_from_start: bool = True
+
+    @property
+    def home(self) -> str:
+        """What a query calls the table that has the region's column: t is this one."""
+        return "home" if self.follows else "t"
+
+    def start(self) -> sql.Identifier:
+        """Return its name at the start."""
+        return sql.Identifier("public", self.name)
+
+
+#: The tables, each after the one that it follows.
+TABLES: Mapping[str, Table] = {
+    table.name: table
+    for table in (
+        Table("customer"),
+        Table("purchase", follows="customer", by="customer_id"),
+        Table("test", is_from_start=False),
+    )
 }
-_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "customer": ("id", "email", "country"),
-    "purchase": ("id", "customer_id", "amount", "country"),
-    "test": ("id", "email", "country"),
-}
-_KEYS: Mapping[str, tuple[str, ...]] = {
-    "customer": ("ALTER TABLE {leaf} ADD PRIMARY KEY (id)",),
-    "purchase": (
-        "ALTER TABLE {leaf} ADD PRIMARY KEY (id)",
-        "CREATE INDEX purchase_customer_id ON {leaf} (customer_id)",
-    ),
-    "test": ("ALTER TABLE {leaf} ADD PRIMARY KEY (id)",),
-}
-_REFERENCES: Mapping[str, tuple[str, ...]] = {
-    "purchase": ("ALTER TABLE {leaf} ADD FOREIGN KEY (customer_id) REFERENCES {customer} (id)",),
-}
+#: Those of the start.
+STARTED = tuple(table for table in TABLES.values() if table.is_from_start)
+#: Tables are locked in this order everywhere: a writer of a purchase goes on to its customer, by
+#: the foreign key.
+LOCK_ORDER = tuple(sorted(TABLES, key=lambda name: not TABLES[name].follows))
 #: Where rows stand by themselves: the table of the start, or the leaves that are no foreign tables.
 _OWN_TABLES = """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -61,11 +69,6 @@ WHERE c.relkind = 'r' AND c.relname = %(table)s AND CASE
   ELSE c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass('global.' || %(table)s)))
 END
 """
-
-
-def columns_of(table: str) -> tuple[str, ...]:
-    """Return a table's columns in order."""
-    return _COLUMNS[table]
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,6 @@ class Leaf:
         """The leaf as messages name it."""
         return f"{self.region}.{self.table}"
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Its columns in order."""
-        return _COLUMNS[self.table]
-
     def identifier(self) -> sql.Identifier:
         """Return its qualified name."""
         return sql.Identifier(self.schema, self.table)
@@ -96,48 +94,31 @@ class Leaf:
         """Return its parent's qualified name."""
         return sql.Identifier("global", self.table)
 
-    def column_list(self) -> sql.Composed:
-        """Return its columns as a list."""
-        return sql.SQL(", ").join(map(sql.Identifier, self.columns))
-
     def country_list(self) -> sql.Composed:
         """Return its countries as a list of literals."""
         return sql.SQL(", ").join(map(sql.Literal, self.countries))
 
     def check(self) -> sql.Composed:
-        """Return the constraint, named home, that stands for its bound while it is no partition."""
-        return sql.SQL("CONSTRAINT home CHECK (country IN ({}))").format(self.country_list())
-
-    def create(self) -> sql.Composed:
-        """Return the statement that makes the table, without keys."""
-        return self._format(_CREATE[self.table])
-
-    def key_statements(self) -> list[sql.Composed]:
-        """Return the statements that make its primary key and indexes."""
-        return [self._format(text) for text in _KEYS[self.table]]
-
-    def references(self) -> list[sql.Composed]:
-        """Return the statements that make its foreign keys; they need the region's other keys."""
-        return [self._format(text) for text in _REFERENCES.get(self.table, ())]
+        """Return the constraint that stands for its bound while it is no partition."""
+        return sql.SQL("CONSTRAINT {} CHECK ({} IN ({}))").format(
+            sql.Identifier(BOUND), sql.Identifier(REGION), self.country_list()
+        )
 
     def attach(self, parent: sql.Identifier | None = None) -> sql.Composed:
         """Return the statements that make it a partition, with the bound in the CHECK's place."""
-        drop = self._format("ALTER TABLE {leaf} DROP CONSTRAINT IF EXISTS home")
         attach = self.attach_to(parent or self.parent(), self.identifier())
-        return sql.SQL("{}; {}").format(attach, drop)
+        return sql.SQL("{}; {}").format(attach, self.drop_check())
+
+    def drop_check(self) -> sql.Composed:
+        """Return the statement that takes the CHECK away again."""
+        return sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
+            self.identifier(), sql.Identifier(BOUND)
+        )
 
     def attach_to(self, parent: sql.Identifier, child: sql.Identifier) -> sql.Composed:
         """Return the statement that makes a table a partition by its countries."""
         return sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES IN ({})").format(
             parent, child, self.country_list()
-        )
-
-    def _format(self, text: str) -> sql.Composed:
-        return sql.SQL(text).format(
-            leaf=self.identifier(),
-            customer=sql.Identifier(self.schema, "customer"),
-            countries=self.country_list(),
-            check=self.check(),
         )
 
 

@@ -1,12 +1,12 @@
 """Move the tables of the start into leaf partitions while customers write.
 
-Triggers note the keys of every row that changes; the rows as they are in one snapshot are copied
-into leaves without keys, then the keys are built, and what changed meanwhile is brought over until
-little is left. Then, in one transaction that holds both tables, the rest is, and views take the
-tables' places: whoever waited goes on with them, prepared statements included.
+Triggers capture the keys of rows that change; the rows of one snapshot are copied into leaves
+without keys, then the keys are built, and what changed meanwhile is brought over until little is
+left. One transaction that holds both tables brings over the rest and puts views in the tables'
+places: sessions that waited go on with those, prepared statements included.
 
-Nobody reads the leaves before that transaction, so a run that was cut short is begun again from
-nothing. From that transaction on they are all that there is, and nothing drops them any more.
+No session reads the leaves before that transaction, so a run that was interrupted begins again from
+nothing. From that transaction on they are the only copy, and nothing drops them any more.
 """
 
 from __future__ import annotations
@@ -19,12 +19,24 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from workload import schemas
 from workload.errors import LabError
 from workload.processes import Say, in_parallel, reached
 from workload.sharding import capture, gates
 from workload.sharding.bulk import LOAD_SETTINGS, run_all
-from workload.sharding.leaves import Leaf, leaves_of
-from workload.sharding.locks import exclusively
+from workload.sharding.checks import uncarried
+from workload.sharding.definition import Definition, grants, of_parents, of_start
+from workload.sharding.leaves import (
+    LOCK_ORDER,
+    REGION,
+    STARTED,
+    TABLES,
+    Leaf,
+    Table,
+    leaves_of,
+)
+from workload.sharding.locks import LockOutcome, exclusively
+from workload.sharding.objects import read
 from workload.sql import Login, connect, describe, take_turns, together
 
 #: Keys left to bring over that are few enough to do so while customers wait.
@@ -35,57 +47,6 @@ LONGEST_MS = 200.0
 SWAP_TIMEOUT_S = 60.0
 #: Seconds until what a run that gave up has made is left to the next one.
 UNDO_TIMEOUT_S = 3.0
-
-LOAD = {
-    "customer": "SELECT id, email, country FROM public.customer WHERE country IN ({countries})",
-    "purchase": (
-        "SELECT p.id, p.customer_id, p.amount, c.country FROM public.purchase p"
-        " JOIN public.customer c ON c.id = p.customer_id WHERE c.country IN ({countries})"
-    ),
-}
-#: A customer whose country changed takes all purchases along. Which those are, the leaves know, by
-#: an index that public.purchase does not have; what is not in the leaves yet is noted itself.
-TAKE_ALONG = "DELETE FROM global.purchase WHERE customer_id = ANY(%(c)s) RETURNING id"
-BRING_OVER = (
-    "DELETE FROM global.purchase WHERE id = ANY(%(p)s)",
-    "DELETE FROM global.customer WHERE id = ANY(%(c)s)",
-    "INSERT INTO global.customer (id, email, country)"
-    " SELECT id, email, country FROM public.customer WHERE id = ANY(%(c)s)",
-    "INSERT INTO global.purchase (id, customer_id, amount, country)"
-    " SELECT p.id, p.customer_id, p.amount, c.country FROM public.purchase p"
-    " JOIN public.customer c ON c.id = p.customer_id WHERE p.id = ANY(%(p)s)",
-)
-#: Columns of a person's own, and views and foreign keys that follow a table wherever it goes.
-FOREIGN_TO_THE_MOVE = """
-SELECT string_agg(what, ', ') FROM (
-  SELECT format('column %s.%s', c.relname, a.attname) AS what
-  FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-  WHERE c.oid IN ('public.customer'::regclass, 'public.purchase'::regclass)
-    AND a.attnum > 0 AND NOT a.attisdropped
-    AND a.attname NOT IN ('id', 'email', 'country', 'customer_id', 'amount')
-  UNION
-  SELECT format('view %s', r.ev_class::regclass)
-  FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
-  WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
-    AND d.refobjid IN ('public.customer'::regclass, 'public.purchase'::regclass)
-  UNION
-  SELECT format('foreign key %s of %s', conname, conrelid::regclass) FROM pg_constraint
-  WHERE contype = 'f' AND conrelid <> 'public.purchase'::regclass
-    AND confrelid IN ('public.customer'::regclass, 'public.purchase'::regclass)
-) AS found
-"""
-SWAP = """
-CREATE SCHEMA IF NOT EXISTS retired;
-ALTER TABLE public.purchase SET SCHEMA retired;
-ALTER TABLE public.customer SET SCHEMA retired;
-ALTER VIEW lab.customer SET SCHEMA public;
-ALTER VIEW lab.purchase SET SCHEMA public;
-"""
-CLEAN_UP = (
-    # Not CASCADE: what a person built on the old tables is theirs to drop.
-    "DROP TABLE IF EXISTS retired.purchase, retired.customer",
-    "DROP SCHEMA IF EXISTS retired",
-)
 
 
 @dataclass(frozen=True)
@@ -132,7 +93,9 @@ def partition(
             if is_partitioned(connection):
                 _clean_up(connection, timeout_s)
                 return None
-            _check_tables(connection)
+            problems = uncarried(connection)
+            if problems:
+                raise LabError("; ".join(problems))
             _check_countries(connection, regions)
             started = time.monotonic()
             left = _undo(connection, leaves, timeout_s)
@@ -159,17 +122,19 @@ def _move(
     started: float,
 ) -> Partitioned:
     size_before = _size(connection)
+    definitions = of_start(connection)
+    _shape_parents(connection, definitions)
     gates.build(connection, [leaf for leaf in leaves if leaf.region in leaving])
     for leaf in leaves:
-        connection.execute(leaf.create())
+        connection.execute(together(definitions[leaf.table].create(leaf)))
         connection.execute(together(gates.put_in(leaf, gates.stands(connection, leaf))))
     reached("partition.created")
-    capture.begin(connection, {table: sql.Identifier("public", table) for table in LOAD}, timeout_s)
+    capture.begin(connection, {table.name: table.start() for table in STARTED}, timeout_s)
     reached("partition.armed")
-    rows = _load(login, leaves, say)
+    rows = _load(login, leaves, definitions, say)
     reached("partition.loaded")
-    run_all(login, [leaf.key_statements() for leaf in leaves])
-    run_all(login, [leaf.references() for leaf in leaves])
+    run_all(login, [definitions[leaf.table].keys(leaf) for leaf in leaves])
+    run_all(login, [definitions[leaf.table].references(leaf) for leaf in leaves])
     reached("partition.keyed")
     run_all(
         login,
@@ -177,27 +142,77 @@ def _move(
     )
     extra = _size(connection) - size_before
     say(f"loaded {sum(rows.values()):,} rows in {time.monotonic() - started:.1f} s; swapping")
-    pause_ms, tries = _swap(connection, timeout_s)
+    swap = _swap(connection, definitions, timeout_s)
     reached("partition.swapped")
     _clean_up(connection, timeout_s)
     return Partitioned(
         customers=rows["customer"],
         purchases=rows["purchase"],
-        write_pause_ms=pause_ms,
-        tries=tries,
+        write_pause_ms=swap.blocked_ms,
+        tries=swap.attempts,
         seconds=time.monotonic() - started,
         extra_bytes=max(0, extra),
     )
 
 
-def _load(login: Login, leaves: Sequence[Leaf], say: Say) -> dict[str, int]:
+def _shape_parents(
+    connection: psycopg.Connection[Any], definitions: Mapping[str, Definition]
+) -> None:
+    """Make the parents, and the views that are to take over, have the columns of the start."""
+    parents = of_parents(connection)
+    changes = [
+        statement
+        for name, parent in parents.items()
+        for statement in definitions[name].changes_of(parent)
+    ]
+    if not changes:
+        return
+    row: Any = connection.execute("SELECT to_regproc('lab.offer_old_names') IS NULL").fetchone()
+    if row[0]:
+        odd = [
+            f"{name}.{column}"
+            for name, parent in parents.items()
+            for column in definitions[name].differences(parent)
+        ]
+        raise LabError(f"columns are not carried yet: {', '.join(odd)}; drop them")
+    views = {table.name: sql.Identifier("lab", table.name) for table in STARTED}
+    objects = read(connection, views)
+    with connection.transaction():
+        for view in views.values():
+            connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(view))
+        connection.execute(together(changes))
+        connection.execute("SELECT lab.offer_old_names()")
+        for name, view in views.items():
+            for statement in grants(objects[name], view):
+                connection.execute(statement)
+
+
+def _rows_of(table: Table, definition: Definition) -> sql.Composed:
+    """Return the query of a table's rows as its leaves have them, up to its WHERE.
+
+    The table is called t, and the one that says where its rows are at home, home.
+    """
+    columns = sql.SQL(", ").join(
+        sql.Identifier(table.home if name == REGION else "t", name) for name in definition.names
+    )
+    query = sql.SQL("SELECT {} FROM {} AS t").format(columns, table.start())
+    if not table.follows:
+        return query
+    return query + sql.SQL(" JOIN {} AS home ON home.id = t.{}").format(
+        TABLES[table.follows].start(), sql.Identifier(table.by)
+    )
+
+
+def _load(
+    login: Login, leaves: Sequence[Leaf], definitions: Mapping[str, Definition], say: Say
+) -> dict[str, int]:
     """Fill the leaves from one snapshot, two at a time; return the rows of each table."""
-    rows = dict.fromkeys(LOAD, 0)
+    rows = {table.name: 0 for table in STARTED}
     with connect(login, 10) as keeper:
         keeper.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         row = keeper.execute("SELECT pg_export_snapshot()").fetchone()
         assert row
-        waiting = [leaf for leaf in reversed(leaves) if leaf.table in LOAD]
+        waiting = [leaf for leaf in reversed(leaves) if leaf.table in rows]
 
         def work() -> None:
             while waiting:
@@ -212,60 +227,111 @@ def _load(login: Login, leaves: Sequence[Leaf], say: Say) -> dict[str, int]:
                     connection.execute(
                         sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(row[0]))
                     )
-                    query = sql.SQL(LOAD[leaf.table]).format(countries=leaf.country_list())
-                    done = connection.execute(
-                        sql.SQL("INSERT INTO {} ({}) {}").format(
-                            leaf.identifier(), leaf.column_list(), query
+                    table, definition = TABLES[leaf.table], definitions[leaf.table]
+                    loaded = connection.execute(
+                        sql.SQL("INSERT INTO {} ({}) {} WHERE {} IN ({})").format(
+                            leaf.identifier(),
+                            definition.column_list(),
+                            _rows_of(table, definition),
+                            sql.Identifier(table.home, REGION),
+                            leaf.country_list(),
                         )
                     )
                     connection.execute("COMMIT")
-                    rows[leaf.table] += done.rowcount
-                    say(f"{leaf.name}: {done.rowcount:,} rows")
+                    rows[leaf.table] += loaded.rowcount
+                    say(f"{leaf.name}: {loaded.rowcount:,} rows")
 
         in_parallel([work, work])
     return rows
 
 
-def _swap(connection: psycopg.Connection[Any], timeout_s: float) -> tuple[float, int]:
-    """Bring over the rest and let the views take over; return the longest pause (ms), tries."""
+def _swap(
+    connection: psycopg.Connection[Any], definitions: Mapping[str, Definition], timeout_s: float
+) -> LockOutcome:
+    """Bring over the rest and let the views take over."""
+    bring_over = _bring_over_statements(definitions)
+    names = [table.name for table in reversed(STARTED)]
+    change = [
+        schemas.create(schemas.OLD),
+        *(
+            sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(
+                TABLES[name].start(), sql.Identifier(schemas.OLD)
+            )
+            for name in names
+        ),
+        *(
+            sql.SQL("ALTER VIEW {} SET SCHEMA public").format(sql.Identifier("lab", name))
+            for name in names
+        ),
+    ]
 
     def until_few() -> None:
-        while _bring_over(connection) > FEW:
+        while _bring_over(connection, bring_over) > FEW:
             pass
 
     def swap() -> None:
-        _bring_over(connection)
-        connection.execute(SWAP)
+        _bring_over(connection, bring_over)
+        connection.execute(together(change))
         reached("partition.swapping")
 
-    # A purchase's foreign key has its writer lock both in this order.
-    tables = [sql.Identifier("public", "purchase"), sql.Identifier("public", "customer")]
+    tables = [TABLES[name].start() for name in LOCK_ORDER if TABLES[name].is_from_start]
     return exclusively(connection, tables, swap, timeout_s, before=until_few, longest_ms=LONGEST_MS)
 
 
-def _bring_over(connection: psycopg.Connection[Any]) -> int:
-    """Copy the rows whose keys were noted as they are now; return how many keys there were."""
+def _bring_over_statements(
+    definitions: Mapping[str, Definition],
+) -> tuple[Mapping[str, sql.Composed], list[sql.Composed]]:
+    """Return what brings over the rows whose keys were captured, %(table)s, as they are now.
+
+    First, by table, what returns the keys of rows that come along with their captured home row: a
+    customer whose country changed takes all purchases along. Which those are, the leaves know by
+    their index; what is not in the leaves yet was captured itself.
+    """
+    along = {
+        table.name: sql.SQL("DELETE FROM {} WHERE {} = ANY({}) RETURNING id").format(
+            sql.Identifier("global", table.name),
+            sql.Identifier(table.by),
+            sql.Placeholder(table.follows),
+        )
+        for table in STARTED
+        if table.follows
+    }
+    delete = [
+        sql.SQL("DELETE FROM {} WHERE id = ANY({})").format(
+            sql.Identifier("global", table.name), sql.Placeholder(table.name)
+        )
+        for table in reversed(STARTED)
+    ]
+    insert = [
+        sql.SQL("INSERT INTO {} ({}) {} WHERE t.id = ANY({})").format(
+            sql.Identifier("global", table.name),
+            definitions[table.name].column_list(),
+            _rows_of(table, definitions[table.name]),
+            sql.Placeholder(table.name),
+        )
+        for table in STARTED
+    ]
+    return along, [*delete, *insert]
+
+
+def _bring_over(
+    connection: psycopg.Connection[Any],
+    statements: tuple[Mapping[str, sql.Composed], list[sql.Composed]],
+) -> int:
+    """Copy the rows whose keys were captured as they are now; return how many keys there were."""
     in_transaction = connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
     with connection.transaction():
         if not in_transaction:
-            # One snapshot: a purchase is never seen without the customer who made it.
+            # One snapshot: a purchase is never read without the customer who made it.
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         keys = capture.drain(connection)
-        if keys["c"] or keys["p"]:
-            keys["p"] += [row[0] for row in connection.execute(TAKE_ALONG, keys)]
-            for statement in BRING_OVER:
+        if any(keys.values()):
+            along, change = statements
+            for table, statement in along.items():
+                keys[table] += [row[0] for row in connection.execute(statement, keys)]
+            for statement in change:
                 connection.execute(statement, keys)
-    return len(keys["c"]) + len(keys["p"])
-
-
-def _check_tables(connection: psycopg.Connection[Any]) -> None:
-    """Refuse what the move would leave behind: columns, and what is built on the two tables."""
-    row: Any = connection.execute(FOREIGN_TO_THE_MOVE).fetchone()
-    if row[0]:
-        raise LabError(
-            f"what is not the lab's would be left behind on the old tables: {row[0]}; drop it, and"
-            " make it again after"
-        )
+    return sum(map(len, keys.values()))
 
 
 def _check_countries(
@@ -286,9 +352,9 @@ def _check_countries(
 
 
 def _undo(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> str:
-    """Take away what a run that was cut short left; return what a lock keeps from going, if any.
+    """Drop what an interrupted run left; return what could not be locked, "" for nothing.
 
-    Customers write on meanwhile, and have nothing to wait for where something stays.
+    Customers write on meanwhile, and nothing makes them wait where something stays.
     """
     capture.disarm(connection)
     for leaf in reversed(leaves):
@@ -319,8 +385,7 @@ def _give_up(login: Login, leaves: Sequence[Leaf], reason: str) -> str:
 
 def _clean_up(connection: psycopg.Connection[Any], timeout_s: float) -> None:
     def work() -> None:
-        for statement in CLEAN_UP:
-            connection.execute(statement)
+        schemas.drop(connection, schemas.OLD, [table.name for table in STARTED])
         capture.end(connection)
 
     exclusively(connection, [], work, timeout_s)

@@ -12,12 +12,12 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from workload import schemas
 from workload.errors import LabError
 from workload.processes import in_parallel, poll, reached
 from workload.sharding import replicas
-from workload.sharding.cutover import RETIRED
-from workload.sharding.foreign import STAGED, relkind
-from workload.sharding.leaves import leaves_of
+from workload.sharding.foreign import WARM_UP, relkind
+from workload.sharding.leaves import TABLES, leaves_of
 from workload.sharding.locks import LOCKS_S
 from workload.sql import connect, describe, take_turns
 from workload.topology import Topology
@@ -74,7 +74,7 @@ def purge(topology: Topology, password: str, regions: Mapping[str, Sequence[str]
 
     primaries = topology.primaries()
     # Subscribers first: a subscription of theirs would look for its slot for ever.
-    for node in [*primaries[1:], primaries[0]]:
+    for node in sorted(primaries, key=lambda node: node == topology.origin_primary()):
         job(node)
         reached("purge.dropped")
     reached("purge.removed")
@@ -103,9 +103,9 @@ def _purge_node(
         if replicas.unsubscribe(connection):
             removed.append("subscription")
             reached("purge.unsubscribed")
-        slots = [replicas.slot(name) for name in topology.nodes]
+        slots = [schemas.slot(name) for name in topology.nodes]
         removed += [f"slot {name}" for name in slots if replicas.drop_slot(connection, name)]
-        for name in [*map(replicas.publication, regions), "lab_marker"]:
+        for name in [*map(schemas.publication, regions), schemas.BARRIER]:
             found = connection.execute(
                 "SELECT FROM pg_publication WHERE pubname = %s", (name,)
             ).fetchone()
@@ -113,12 +113,9 @@ def _purge_node(
                 connection.execute(sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name)))
                 removed.append(f"publication {name}")
         for region in regions:
-            for schema in (RETIRED, STAGED, replicas.INCOMING):
+            for schema in (schemas.RETIRED, schemas.STAGED, schemas.INCOMING):
                 name = schema.format(region=region)
-                found = connection.execute("SELECT to_regnamespace(%s)", (f'"{name}"',)).fetchone()
-                if found and found[0]:
-                    drop = sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name))
-                    connection.execute(drop)
+                if schemas.drop(connection, name, [*TABLES, WARM_UP]):
                     removed.append(f"schema {name}")
         if removed or is_due:
             clean_statistics(connection)
@@ -163,9 +160,8 @@ def drop_old_wal(topology: Topology, password: str, node: str) -> None:
         ).fetchone()
         first_kept, position = str(row[0]), row[1]
         _await_removal(connection, first_kept, node)
-    region = topology.nodes[node]["region"]
-    for name, other in topology.nodes.items():
-        if other["region"] == region and other["role"] == "standby":
+    for name in topology.nodes_in(topology.nodes[node]["region"]):
+        if topology.nodes[name]["role"] == "standby":
             with connect(topology.operator_login(name, password), 10) as standby:
                 standby.autocommit = True
 

@@ -18,21 +18,20 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import DiagnosticField, ExecStatus
 
-from workload import store
+from workload import schemas, store
 from workload.errors import LabError
 from workload.lab import Lab
 from workload.nodes.peers import conninfo_for, replication_password
 from workload.nodes.standby import REPLICATION_ROLE
 from workload.processes import Say, in_parallel, poll, reached
+from workload.schemas import BARRIER, INCOMING, SUBSCRIPTION, publication, slot
 from workload.sharding import barrier
 from workload.sharding.bulk import Progress, copy, run_all, split
-from workload.sharding.leaves import Leaf, leaves_of
-from workload.sql import Login, connect, describe, take_turns
+from workload.sharding.definition import Definition, give_parents_columns, of_leaves
+from workload.sharding.leaves import TABLES, Leaf, leaves_of
+from workload.sql import Login, connect, describe, take_turns, together
 from workload.topology import Topology
 
-SUBSCRIPTION = "lab"
-#: Where leaves stand while they are filled.
-INCOMING = "incoming_{region}"
 #: Seconds until a replica has to be up to date with the origin.
 CATCH_UP_S = 60.0
 
@@ -64,16 +63,6 @@ def save(lab: Lab, found: Sequence[Copied]) -> None:
         store.save(lab, "replicas", rows)
 
 
-def publication(region: str) -> str:
-    """Return the name of the publication of a region's leaves."""
-    return f"lab_{region}"
-
-
-def slot(node: str) -> str:
-    """Return the name of a node's slot on the origin."""
-    return f"lab_{node.replace('-', '_')}"
-
-
 def replicate(
     topology: Topology,
     password: str,
@@ -88,7 +77,7 @@ def replicate(
     kept up to date is left alone. why tells what stops a node for good. Raises LabError with the
     node that it went wrong on.
     """
-    source = topology.operator_login(topology.primaries()[0], password)
+    source = topology.operator_login(topology.origin_primary(), password)
     for node, kept in wanted.items():
         narrow(topology, password, node, kept)
     stale = [
@@ -118,7 +107,7 @@ def replicate(
 
 def is_at_origin(topology: Topology, password: str, region: str) -> bool:
     """Tell whether the origin has a region's rows, so that there is something to copy."""
-    with connect(topology.operator_login(topology.primaries()[0], password), 10) as connection:
+    with connect(topology.operator_login(topology.origin_primary(), password), 10) as connection:
         row = connection.execute(
             "SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = 'r'",
             (f'"{region}".customer',),
@@ -131,7 +120,7 @@ def narrow(topology: Topology, password: str, node: str, kept: Sequence[str]) ->
 
     What it holds of the others is left as it is.
     """
-    wanted = {publication(region) for region in kept} | {"lab_marker"}
+    wanted = {publication(region) for region in kept} | {BARRIER}
     with connect(topology.operator_login(node, password), 10) as connection:
         connection.autocommit = True
         row: Any = connection.execute(
@@ -154,7 +143,7 @@ def publish(connection: psycopg.Connection[Any], regions: Mapping[str, Sequence[
         publication(region): [leaf.identifier() for leaf in leaves_of(regions, [region])]
         for region in regions
     }
-    tables["lab_marker"] = [sql.Identifier("lab", "marker")]
+    tables[BARRIER] = [sql.Identifier("lab", "marker")]
     for name, members in tables.items():
         exists = connection.execute(
             "SELECT FROM pg_publication WHERE pubname = %s", (name,)
@@ -174,12 +163,12 @@ def is_current(topology: Topology, password: str, node: str, leaves: Sequence[Le
             "SELECT subenabled, subpublications FROM pg_subscription WHERE subname = %s",
             (SUBSCRIPTION,),
         ).fetchone()
-        wanted = {publication(leaf.region) for leaf in leaves} | {"lab_marker"}
+        wanted = {publication(leaf.region) for leaf in leaves} | {BARRIER}
         if not row or not row[0] or set(row[1]) != wanted:
             return False
         if not all(_is_attached(connection, leaf) for leaf in leaves):
             return False
-    with connect(topology.operator_login(topology.primaries()[0], password), 10) as connection:
+    with connect(topology.operator_login(topology.origin_primary(), password), 10) as connection:
         found = connection.execute(
             "SELECT FROM pg_replication_slots WHERE slot_name = %s AND wal_status <> 'lost'",
             (slot(node),),
@@ -203,7 +192,7 @@ def _copy_to(
     wanted: Sequence[str],
     say: Say,
 ) -> Copied:
-    origin = topology.primaries()[0]
+    origin = topology.origin_primary()
     source = topology.operator_login(origin, password)
     target = topology.operator_login(node, password)
     incoming = leaves_of(regions, wanted, INCOMING)
@@ -211,44 +200,48 @@ def _copy_to(
         at_target.autocommit = True
         take_turns(at_target, CATCH_UP_S)
         unsubscribe(at_target)
-        for region in wanted:
-            schema = sql.Identifier(INCOMING.format(region=region))
-            at_target.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(schema))
-            at_target.execute(sql.SQL("CREATE SCHEMA {}").format(schema))
-        for leaf in incoming:
-            at_target.execute(leaf.create())
-        at_target.execute("TRUNCATE lab.marker")
         with connect(source, 10) as at_source:
             at_source.autocommit = True
             drop_slot(at_source, slot(node))
+            definitions = of_leaves(at_source, topology.origin())
+        for region in wanted:
+            schemas.drop(at_target, INCOMING.format(region=region), list(TABLES))
+            at_target.execute(schemas.create(INCOMING.format(region=region)))
+        for leaf in incoming:
+            at_target.execute(together(definitions[leaf.table].create(leaf)))
+        give_parents_columns(at_target, definitions)
+        at_target.execute("TRUNCATE lab.marker")
         reached("replicas.emptied")
         copied = load(
-            source, target, across_the_wan(topology, target, node), slot(node), incoming, say
+            source,
+            target,
+            across_the_wan(topology, target, node),
+            slot(node),
+            incoming,
+            definitions,
+            say,
         )
         reached("replicas.loaded")
         with at_target.transaction():
-            for leaf in leaves_of(regions, wanted):
-                at_target.execute(
-                    sql.SQL("DROP TABLE IF EXISTS {} CASCADE").format(leaf.identifier())
-                )
+            # A purchase's foreign key goes before what it refers to.
+            for leaf in reversed(leaves_of(regions, wanted)):
+                at_target.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(leaf.identifier()))
             for leaf in incoming:
-                at_target.execute(
-                    sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(
-                        leaf.identifier(), sql.Identifier(leaf.region)
-                    )
-                )
+                at_target.execute(together(definitions[leaf.table].move(leaf, leaf.region)))
             for leaf in leaves_of(regions, wanted):
                 at_target.execute(leaf.attach())
         for region in wanted:
-            schema = sql.Identifier(INCOMING.format(region=region))
-            at_target.execute(sql.SQL("DROP SCHEMA {}").format(schema))
+            schemas.drop(at_target, INCOMING.format(region=region), list(TABLES))
         reached("replicas.attached")
         subscribe(
             at_target,
             conninfo_for(
                 topology,
                 node,
-                pair_of(topology, origin),
+                [
+                    origin,
+                    *(node for node in topology.nodes_in(topology.origin()) if node != origin),
+                ],
                 REPLICATION_ROLE,
                 replication_password(topology.lab),
                 node,
@@ -265,21 +258,13 @@ def across_the_wan(topology: Topology, login: Login, node: str) -> Login:
     return replace(login, host=str(way["host"]), port=int(way["port"]))
 
 
-def pair_of(topology: Topology, node: str) -> list[str]:
-    """Return the nodes of a node's region, itself first."""
-    region = topology.nodes[node]["region"]
-    others = [
-        name for name, other in topology.nodes.items() if other["region"] == region and name != node
-    ]
-    return [node, *others]
-
-
 def load(
     source: Login,
     target: Login,
     way: Login,
     slot_name: str,
     leaves: Sequence[Leaf],
+    definitions: Mapping[str, Definition],
     say: Say,
 ) -> Copied:
     """Make a slot and copy what its snapshot sees into leaves without keys; then build the keys.
@@ -297,18 +282,20 @@ def load(
             reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
             marker_table = sql.Identifier("lab", "marker")
-            columns = sql.SQL("id, token")
-            parts = list(split(reader, "lab.marker", marker_table, columns, marker_table))
+            parts = list(
+                split(reader, "lab.marker", marker_table, sql.SQL("id, token"), marker_table)
+            )
             total = 0
             for leaf in leaves:
                 at_source = sql.Identifier(leaf.region, leaf.table)
-                parts += split(reader, leaf.name, at_source, leaf.column_list(), leaf.identifier())
+                columns = definitions[leaf.table].column_list()
+                parts += split(reader, leaf.name, at_source, columns, leaf.identifier())
                 total += _estimate(reader, at_source)
             progress = Progress(name, total, say)
             copy(source, way, snapshot, parts, progress)
     say(f"{progress.line()}; building keys")
-    run_all(target, [leaf.key_statements() for leaf in leaves])
-    run_all(target, [leaf.references() for leaf in leaves])
+    run_all(target, [definitions[leaf.table].keys(leaf) for leaf in leaves])
+    run_all(target, [definitions[leaf.table].references(leaf) for leaf in leaves])
     run_all(target, [[sql.SQL("ANALYZE {}").format(leaf.identifier())] for leaf in leaves])
     seconds = time.monotonic() - progress.started
     return Copied(node=name, rows=progress.done, seconds=seconds)
@@ -343,7 +330,7 @@ def subscribe(
     publications: Sequence[str],
 ) -> None:
     """Subscribe to publications from where a slot begins."""
-    names = sql.SQL(", ").join(map(sql.Identifier, [*publications, "lab_marker"]))
+    names = sql.SQL(", ").join(map(sql.Identifier, [*publications, BARRIER]))
     connection.execute(
         sql.SQL(
             "CREATE SUBSCRIPTION {} CONNECTION {} PUBLICATION {}"

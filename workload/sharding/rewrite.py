@@ -19,16 +19,18 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from workload import schemas
 from workload.errors import LabError
 from workload.processes import reached
+from workload.schemas import RETIRED, REWRITTEN
 from workload.sharding import capture, gates
 from workload.sharding.bulk import LOAD_SETTINGS, run_all
-from workload.sharding.leaves import Leaf, in_lock_order, leaves_of, parents
+from workload.sharding.checks import kept_in_place
+from workload.sharding.definition import Definition, grants, of_leaves
+from workload.sharding.leaves import STARTED, TABLES, Leaf, in_lock_order, leaves_of, parents
 from workload.sharding.locks import LOCKS_S, exclusively
 from workload.sql import Login, connect, describe, take_turns, together
 
-#: Where leaves stand while they are filled, and where the old ones go.
-REWRITTEN, RETIRED = "rewritten_{region}", "retired_{region}"
 #: Keys left to bring over that are few enough to do so while customers wait.
 FEW = 200
 #: Seconds until what a run that gave up has made is left to the next one.
@@ -43,34 +45,6 @@ _FORGET = (
     "DELETE FROM {new} AS n WHERE id = ANY(%s)"
     " AND NOT EXISTS (SELECT FROM {old} AS o WHERE o.id = n.id)"
 )
-#: What would not come along: a person's own indexes, triggers, constraints, views and settings.
-_NOT_THE_LABS = """
-SELECT string_agg(what, ', ' ORDER BY what) FROM (
-  SELECT format('index %%s', indexrelid::regclass) AS what FROM pg_index
-  WHERE indrelid = ANY(%(leaves)s::regclass[]) AND NOT indexrelid = ANY (
-    SELECT to_regclass(name) FROM unnest(%(indexes)s::text[]) AS name WHERE name IS NOT NULL)
-  UNION ALL SELECT format('trigger %%s', tgname) FROM pg_trigger
-  WHERE tgrelid = ANY(%(leaves)s::regclass[]) AND NOT tgisinternal AND tgname <> 'lab_note_change'
-  UNION ALL SELECT format('constraint %%s', conname) FROM pg_constraint
-  WHERE (contype IN ('c', 'x') AND conrelid = ANY(%(leaves)s::regclass[]))
-     OR (contype = 'f' AND (conrelid = ANY(%(leaves)s::regclass[])
-                            OR confrelid = ANY(%(leaves)s::regclass[]))
-         AND NOT (conrelid = %(purchase)s::regclass AND confrelid = %(customer)s::regclass))
-  UNION ALL SELECT format('view %%s', r.ev_class::regclass)
-  FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
-  WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
-    AND d.refobjid = ANY(%(leaves)s::regclass[])
-  UNION ALL SELECT format('publication %%s', p.pubname)
-  FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-  WHERE r.prrelid = ANY(%(leaves)s::regclass[])
-  UNION ALL SELECT format('statistics %%s', stxname) FROM pg_statistic_ext
-  WHERE stxrelid = ANY(%(leaves)s::regclass[])
-  UNION ALL SELECT DISTINCT format('rights on columns of %%s', attrelid::regclass)
-  FROM pg_attribute WHERE attrelid = ANY(%(leaves)s::regclass[]) AND attacl IS NOT NULL
-  UNION ALL SELECT format('settings of %%s', oid::regclass) FROM pg_class
-  WHERE oid = ANY(%(leaves)s::regclass[]) AND (reloptions IS NOT NULL OR relrowsecurity)
-) AS found
-"""
 
 
 @dataclass(frozen=True)
@@ -98,14 +72,17 @@ def rewrite(login: Login, regions: Mapping[str, Sequence[str]], region: str) -> 
     the swap comes in time; the leaves are as they were then.
     """
     started = time.monotonic()
-    old = [leaf for leaf in leaves_of(regions, [region]) if leaf.table in capture.KINDS]
-    new = [leaf for leaf in leaves_of(regions, [region], REWRITTEN) if leaf.table in capture.KINDS]
+    tables = [table.name for table in STARTED]
+    old = [leaf for leaf in leaves_of(regions, [region]) if leaf.table in tables]
+    new = [leaf for leaf in leaves_of(regions, [region], REWRITTEN) if leaf.table in tables]
     with connect(login, 10) as connection:
         connection.autocommit = True
         take_turns(connection, LOCKS_S)
         try:
             _undo(connection, region, LOCKS_S)
-            because = _not_the_labs(connection, old)
+            because = ", ".join(
+                kept_in_place(connection, {leaf.table: leaf.identifier() for leaf in old})
+            )
             pause_ms = _full(connection, old) if because else _rewrite(connection, login, old, new)
             _undo(connection, region, LOCKS_S)
         except (psycopg.Error, LabError) as error:
@@ -125,11 +102,12 @@ def _rewrite(
 ) -> float:
     """Fill new leaves and have them take the old ones' places; return the pause in ms."""
     region = old[0].region
-    retired = sql.Identifier(RETIRED.format(region=region))
-    connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(new[0].schema)))
-    connection.execute(sql.SQL("CREATE SCHEMA {}").format(retired))
+    retired = RETIRED.format(region=region)
+    definitions = of_leaves(connection, region)
+    for schema in (new[0].schema, retired):
+        connection.execute(schemas.create(schema))
     for leaf in new:
-        connection.execute(leaf.create())
+        connection.execute(together(definitions[leaf.table].create(leaf)))
     begin_ms = capture.begin(connection, {leaf.table: leaf.identifier() for leaf in old}, LOCKS_S)
     reached("rewrite.armed")
     connection.execute(LOAD_SETTINGS)
@@ -138,101 +116,79 @@ def _rewrite(
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         for source, target in zip(old, new, strict=True):
             load = sql.SQL("INSERT INTO {} ({columns}) SELECT {columns} FROM {}").format(
-                target.identifier(), source.identifier(), columns=source.column_list()
+                target.identifier(),
+                source.identifier(),
+                columns=definitions[source.table].column_list(),
             )
             connection.execute(load)
     connection.execute("RESET synchronous_commit")
     reached("rewrite.loaded")
-    run_all(login, [leaf.key_statements() for leaf in new])
-    run_all(login, [leaf.references() for leaf in new])
+    run_all(login, [definitions[leaf.table].keys(leaf) for leaf in new])
+    run_all(login, [definitions[leaf.table].references(leaf) for leaf in new])
     run_all(login, [[sql.SQL("ANALYZE {}").format(leaf.identifier())] for leaf in new])
-    for source, target in zip(old, new, strict=True):
-        _give_the_same_rights(connection, source, target)
+    for leaf in new:
+        for statement in grants(definitions[leaf.table].objects, leaf.identifier()):
+            connection.execute(statement)
     reached("rewrite.keyed")
+    bring_over = _bring_over_statements(old, new, definitions)
 
     def until_few() -> None:
-        while _bring_over(connection, old, new) > FEW:
+        while _bring_over(connection, bring_over) > FEW:
             pass
 
-    move = sql.SQL("ALTER TABLE {} SET SCHEMA {}")
     change: list[sql.Composable] = []
     for leaf in old:
         change += gates.take_out(connection, leaf)
-        change.append(move.format(leaf.identifier(), retired))
+        change += definitions[leaf.table].move(leaf, retired)
     for source, target in zip(old, new, strict=True):
-        change.append(move.format(target.identifier(), sql.Identifier(region)))
+        change += definitions[target.table].move(target, region)
         change += gates.put_in(source, gates.stands(connection, source))
 
     def swap() -> None:
-        _bring_over(connection, old, new)
+        _bring_over(connection, bring_over)
         connection.execute(together(change))
         reached("rewrite.swapping")
 
-    tables = [*parents(list(capture.KINDS)), *in_lock_order(old)]
-    swap_ms, _ = exclusively(connection, tables, swap, LOCKS_S, until_few)
+    tables = [*parents([leaf.table for leaf in old]), *in_lock_order(old)]
+    outcome = exclusively(connection, tables, swap, LOCKS_S, until_few)
     reached("rewrite.swapped")
-    return max(begin_ms, swap_ms)
+    return max(begin_ms, outcome.blocked_ms)
+
+
+def _bring_over_statements(
+    old: Sequence[Leaf], new: Sequence[Leaf], definitions: Mapping[str, Definition]
+) -> list[tuple[str, sql.Composed]]:
+    """Return, with the table whose keys each takes, what makes captured rows as they are now."""
+    statements = []
+    pairs = list(zip(old, new, strict=True))
+    for text, order in ((_UPSERT, pairs), (_FORGET, pairs[::-1])):
+        for source, target in order:
+            definition = definitions[source.table]
+            statement = sql.SQL(text).format(
+                new=target.identifier(),
+                old=source.identifier(),
+                columns=definition.column_list(),
+                excluded=sql.SQL(", ").join(
+                    sql.Identifier("excluded", column) for column in definition.names
+                ),
+            )
+            statements.append((source.table, statement))
+    return statements
 
 
 def _bring_over(
-    connection: psycopg.Connection[Any], old: Sequence[Leaf], new: Sequence[Leaf]
+    connection: psycopg.Connection[Any], statements: Sequence[tuple[str, sql.Composed]]
 ) -> int:
-    """Have the rows whose keys were noted as they are now; return how many keys there were."""
+    """Bring over the rows whose keys were captured; return how many keys there were."""
     in_transaction = connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
     with connection.transaction():
         if not in_transaction:
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         keys = capture.drain(connection)
-        pairs = list(zip(old, new, strict=True))
-        for text, order in ((_UPSERT, pairs), (_FORGET, pairs[::-1])):
-            for source, target in order:
-                statement = sql.SQL(text).format(
-                    new=target.identifier(),
-                    old=source.identifier(),
-                    columns=source.column_list(),
-                    excluded=sql.SQL(", ").join(
-                        sql.Identifier("excluded", column) for column in source.columns
-                    ),
-                )
-                ids = keys[capture.KINDS[source.table]]
-                if ids:
-                    connection.execute(statement, (ids,))
+        for table, statement in statements:
+            if keys[table]:
+                connection.execute(statement, (keys[table],))
     return sum(map(len, keys.values()))
-
-
-def _give_the_same_rights(connection: psycopg.Connection[Any], source: Leaf, target: Leaf) -> None:
-    """Grant on a table what is granted on another."""
-    rights = connection.execute(
-        "SELECT a.privilege_type, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text"
-        " END, a.is_grantable FROM pg_class c, aclexplode(c.relacl) a"
-        " WHERE c.oid = %s::regclass AND a.grantee <> c.relowner",
-        (source.identifier().as_string(connection),),
-    ).fetchall()
-    for right, role, is_grantable in rights:
-        connection.execute(
-            sql.SQL("GRANT {} ON {} TO {}{}").format(
-                sql.SQL(right),
-                target.identifier(),
-                sql.SQL(role),
-                sql.SQL(" WITH GRANT OPTION" if is_grantable else ""),
-            )
-        )
-
-
-def _not_the_labs(connection: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> str:
-    """Return what is built on leaves that the lab has not made, "" for nothing."""
-    region = sql.Identifier(leaves[0].region).as_string(connection)
-    names = {leaf.table: leaf.identifier().as_string(connection) for leaf in leaves}
-    indexes = ("customer_pkey", "purchase_pkey", "purchase_customer_id")
-    row: Any = connection.execute(
-        _NOT_THE_LABS,
-        {
-            "leaves": list(names.values()),
-            "indexes": [f"{region}.{index}" for index in indexes],
-            **names,
-        },
-    ).fetchone()
-    return str(row[0] or "")
 
 
 def _full(connection: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> float:
@@ -248,8 +204,7 @@ def _undo(connection: psycopg.Connection[Any], region: str, timeout_s: float) ->
     capture.disarm(connection)
     # With their triggers.
     for name in (REWRITTEN, RETIRED):
-        schema = sql.Identifier(name.format(region=region))
-        connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(schema))
+        schemas.drop(connection, name.format(region=region), list(TABLES))
     capture.unwatch(connection, timeout_s)
     capture.end(connection)
 

@@ -18,9 +18,9 @@ import psycopg
 
 from workload.audit import residency
 from workload.errors import LabError
+from workload.schemas import GATE, OLD, TRANSITIONAL, slot
 from workload.sharding import conflicts
 from workload.sharding.conflicts import Conflict
-from workload.sharding.replicas import slot
 from workload.sql import Login
 from workload.topology import Topology
 from workload.wan import control
@@ -31,8 +31,8 @@ CONNECT_S, STATEMENT_S, TIMEOUT_S = 2, 2, 5.0
 #: How often, and after how many seconds, a slot that is being read is tried again: a replica that
 #: fails at each attempt reads it for a moment of every five seconds.
 ATTEMPTS, ATTEMPT_S = 3, 0.4
-#: Schemas that stand while rows are on their way, and no longer.
-PASSING = ("retired", "staged", "incoming", "rewritten")
+#: Schemas that stand while rows are on their way, and no longer; gates stay until after.
+PASSING = tuple(name for name in TRANSITIONAL if name != GATE)
 
 _SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname = ANY(%s) ORDER BY 1"
 _CAPTURE = "SELECT to_regclass('lab.changed') IS NOT NULL"
@@ -122,8 +122,8 @@ class Status:
 
 def collect(topology: Topology, password: str, timeout_s: float = TIMEOUT_S) -> Status:
     """Ask all nodes at once, and return what is known when timeout_s is over."""
-    schemas = [f"{stem}_{region}" for stem in PASSING for region in _regions(topology)]
-    schemas.append("retired")
+    schemas = [name.format(region=region) for name in PASSING for region in _regions(topology)]
+    schemas.append(OLD)
     regions = _regions(topology)
     answers: dict[str, NodeState] = {}
 

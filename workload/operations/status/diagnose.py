@@ -7,7 +7,7 @@ from typing import Any
 
 from workload.operations.status.collect import CONNECT_S, Follower, NodeState, Status
 from workload.output import size
-from workload.sharding.replicas import slot
+from workload.schemas import slot
 from workload.topology import Topology
 from workload.wan.config import Config
 
