@@ -108,6 +108,11 @@ image: ## Build a stand-in for the image postgres:16 where no registry can be re
 test: setup-dev ## Run all tests that this machine can run (ARGS= for pytest)
 	@$(PYTHON_VENV) -m pytest $(ARGS)
 
+.PHONY: bad-input
+bad-input: setup-dev
+	@$(PYTHON_VENV) -m pytest -q --write-refusals docs/bad-input.md $(ARGS) \
+	  $$(grep -rlx "from tests.fixtures.refusals import Refusal" tests)
+
 .PHONY: lint
 lint: setup-dev ## Check style and types
 	@scripts/lint

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-pytest_plugins = ["tests.fixtures.docker", "tests.fixtures.labs"]
+pytest_plugins = ["tests.fixtures.docker", "tests.fixtures.labs", "tests.fixtures.refusals"]
 
 # A shell's background job ignores SIGINT, and so would all that the tests start and then interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from plugins.filter.lab_server import node_labels
+from tests.fixtures.refusals import Refusal
 from workload.errors import LabError
 from workload.lab import CHECKOUT, LABEL_HOME, LABEL_NAME, LABEL_NODE, Lab, home_path
 
@@ -52,9 +53,10 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("name", ["Lab", "2nd", "a b", "../x", "a.b", "x" * 32, "-x", "lab\n"])
-def test_bad_name_is_refused_with_the_rule(name: str) -> None:
-    with pytest.raises(LabError, match="LAB_NAME is"):
+def test_bad_name_is_refused_with_the_rule(name: str, refusal: Refusal) -> None:
+    with pytest.raises(LabError, match="LAB_NAME is") as caught:
         Lab.from_environment({"LAB_NAME": name})
+    refusal(f"LAB_NAME={name}", str(caught.value))
 
 
 def test_labels_do_not_depend_on_how_the_folder_was_typed() -> None:
@@ -65,6 +67,7 @@ def test_labels_do_not_depend_on_how_the_folder_was_typed() -> None:
         assert lab.labels.items() <= labels.items()
 
 
-def test_relative_folder_is_refused_where_it_would_mean_another_one() -> None:
-    with pytest.raises(LabError, match="LAB_HOME"):
+def test_relative_folder_is_refused_where_it_would_mean_another_one(refusal: Refusal) -> None:
+    with pytest.raises(LabError, match="LAB_HOME") as caught:
         home_path("labs/one")
+    refusal("LAB_HOME=labs/one", str(caught.value))

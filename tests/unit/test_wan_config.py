@@ -11,6 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from tests.fixtures.refusals import Refusal
 from workload.errors import LabError
 from workload.operations.wan import sentence, show
 from workload.wan.config import Config, Link, State, links_for
@@ -80,21 +81,24 @@ def test_nodes_all_at_home_have_no_link() -> None:
     assert links_for(["eu"], NODES[:2], {}, 0, 5432) == []
 
 
-def test_pair_without_an_rtt_is_named_with_where_to_add_it() -> None:
+def test_pair_without_an_rtt_is_named_with_where_to_add_it(refusal: Refusal) -> None:
     with pytest.raises(LabError, match=r"no RTT between jp and us: .*lab_rtt_ms") as caught:
         links_for(REGIONS, NODES[2:3], {"eu": {"us": 80, "jp": 230}}, 0, 5432)
+    refusal("lab_rtt_ms: {eu: {us: 80, jp: 230}}", str(caught.value))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [-1, "far", None, float("nan"), 100_000])
-def test_rtt_that_is_none_is_named(value: Any) -> None:
-    with pytest.raises(LabError, match="lab_rtt_ms between us and eu is"):
+def test_rtt_that_is_none_is_named(value: Any, refusal: Refusal) -> None:
+    with pytest.raises(LabError, match="lab_rtt_ms between us and eu is") as caught:
         links_for(["us"], NODES[:1], {"eu": {"us": value}}, 0, 5432)
+    refusal(f"lab_rtt_ms: {{eu: {{us: {value}}}}}", str(caught.value))
 
 
-def test_two_rtts_of_one_pair_are_both_named() -> None:
-    with pytest.raises(LabError, match="two RTTs between us and eu: 90 and 80"):
+def test_two_rtts_of_one_pair_are_both_named(refusal: Refusal) -> None:
+    with pytest.raises(LabError, match="two RTTs between us and eu: 90 and 80") as caught:
         links_for(["us"], NODES[:1], {"eu": {"us": 80}, "us": {"eu": 90}}, 0, 5432)
+    refusal("lab_rtt_ms: {eu: {us: 80}, us: {eu: 90}}", str(caught.value))
 
 
 def test_one_rtt_written_both_ways_round_is_one() -> None:
@@ -102,22 +106,26 @@ def test_one_rtt_written_both_ways_round_is_one() -> None:
     assert found.rtt_ms == 80
 
 
-def test_port_that_is_too_high_is_told_the_highest_base() -> None:
-    with pytest.raises(LabError, match="port 65540: set LAB_PORT_BASE to 65505 or less"):
+def test_port_that_is_too_high_is_told_the_highest_base(refusal: Refusal) -> None:
+    highest = "port 65540: set LAB_PORT_BASE to 65505 or less"
+    with pytest.raises(LabError, match=highest) as caught:
         links_for(REGIONS, NODES[:1], RTT, 0, 65_510)
+    refusal("LAB_PORT_BASE=65510, with three regions", str(caught.value))
     assert links_for(REGIONS, NODES[:1], RTT, 0, 65_505)
 
 
 @pytest.mark.parametrize("offset", [-1, 10])
-def test_port_offset_that_would_be_another_regions_is_named(offset: int) -> None:
-    with pytest.raises(LabError, match=f"node 'x' has node_port_offset {offset}"):
+def test_port_offset_that_would_be_another_regions_is_named(offset: int, refusal: Refusal) -> None:
+    with pytest.raises(LabError, match=f"node 'x' has node_port_offset {offset}") as caught:
         links_for(["us"], [node("x", "eu", offset)], RTT, 0, 5432)
+    refusal(f"node_port_offset: {offset}", str(caught.value))
 
 
 @pytest.mark.parametrize("jitter", [-0.1, 1001])
-def test_jitter_that_cannot_be_is_named(jitter: float) -> None:
-    with pytest.raises(LabError, match=f"lab_wan_jitter_ms is '{jitter}'"):
+def test_jitter_that_cannot_be_is_named(jitter: float, refusal: Refusal) -> None:
+    with pytest.raises(LabError, match=f"lab_wan_jitter_ms is '{jitter}'") as caught:
         links_for(["us"], NODES[:1], RTT, jitter, 5432)
+    refusal(f"lab_wan_jitter_ms: {jitter}", str(caught.value))
 
 
 def test_jitter_never_makes_a_delay_negative() -> None:
@@ -180,9 +188,10 @@ def test_slow_link_has_another_rtt(config: Config) -> None:
 
 
 @pytest.mark.parametrize("name", ["us-uk", "useu", "", "eu-eu", "us>eu", "us-eu_2"])
-def test_unknown_link_is_told_the_known_ones(config: Config, name: str) -> None:
+def test_unknown_link_is_told_the_known_ones(config: Config, name: str, refusal: Refusal) -> None:
     with pytest.raises(LabError, match=f"no WAN link '{name}'.* eu-us, eu-jp, us-jp") as caught:
         config.with_state(name, "cut")
+    refusal(f"make wan LINK={name} STATE=cut", str(caught.value))
     assert "\n" not in str(caught.value)
 
 
@@ -199,20 +208,23 @@ def test_region_with_a_hyphen_in_its_name() -> None:
     assert set(config.with_state("us-eu-west", "cut", one_way=True).states) == {"us>eu-west"}
 
 
-def test_unknown_state_is_told_the_known_ones(config: Config) -> None:
-    with pytest.raises(LabError, match=r"'hole' of us-eu: use one of up, cut, reset"):
+def test_unknown_state_is_told_the_known_ones(config: Config, refusal: Refusal) -> None:
+    with pytest.raises(LabError, match=r"'hole' of us-eu: use one of up, cut, reset") as caught:
         config.with_state("us-eu", "hole")
+    refusal("make wan LINK=us-eu STATE=hole", str(caught.value))
 
 
 @pytest.mark.parametrize("rtt", [-1, 60_001, float("nan"), float("inf")])
-def test_rtt_out_of_range_is_refused(config: Config, rtt: float) -> None:
-    with pytest.raises(LabError, match="use milliseconds from 0 to 60000"):
+def test_rtt_out_of_range_is_refused(config: Config, rtt: float, refusal: Refusal) -> None:
+    with pytest.raises(LabError, match="use milliseconds from 0 to 60000") as caught:
         config.with_state("us-eu", "up", rtt_ms=rtt)
+    refusal(f"make wan LINK=us-eu RTT={rtt}", str(caught.value))
 
 
-def test_cut_link_has_no_rtt(config: Config) -> None:
-    with pytest.raises(LabError, match="a link that is cut has none"):
+def test_cut_link_has_no_rtt(config: Config, refusal: Refusal) -> None:
+    with pytest.raises(LabError, match="a link that is cut has none") as caught:
         config.with_state("us-eu", "cut", rtt_ms=300)
+    refusal("make wan LINK=us-eu STATE=cut RTT=300", str(caught.value))
 
 
 def test_links_that_remain_keep_their_states(config: Config) -> None:
@@ -221,9 +233,10 @@ def test_links_that_remain_keep_their_states(config: Config) -> None:
     assert set(fewer.states) == {"us>eu", "eu>us"}
 
 
-def test_address_that_is_none_is_named(config: Config) -> None:
-    with pytest.raises(LabError, match="wan_listen has 'gateway'"):
+def test_address_that_is_none_is_named(config: Config, refusal: Refusal) -> None:
+    with pytest.raises(LabError, match="wan_listen has 'gateway'") as caught:
         config.with_links(links(), ["127.0.0.1", "gateway"])
+    refusal("wan_listen: [127.0.0.1, gateway]", str(caught.value))
 
 
 def test_what_is_written_is_what_is_read(config: Config) -> None:
