@@ -24,7 +24,15 @@ def traffic(lab: Lab, asked: Namespace) -> int:
     """Let the customers trade."""
     from workload.traffic import run
 
-    return run.run(lab, asked.users, asked.spawn_rate, asked.time, asked.headless, asked.web_port)
+    return run.run(
+        lab,
+        password(),
+        asked.users,
+        asked.spawn_rate,
+        asked.time,
+        asked.headless,
+        asked.web_port,
+    )
 
 
 def verify(lab: Lab, _: Namespace) -> int:
@@ -94,16 +102,22 @@ def seed(lab: Lab, asked: Namespace) -> int:
 def find(lab: Lab, asked: Namespace) -> int:
     """Say where a customer is at home."""
     from workload.operations import people
+    from workload.output import printable
     from workload.topology import Topology
 
     topology = Topology.load(lab)
     people.check_phase(topology)
-    found = people.find(topology, password(), asked.customer)
-    print(
-        f"{found.id} is {found.email}, of {found.country}, at home in {found.region} (node"
-        f" {found.node}), with {found.purchases:,} purchases"
-    )
-    return 0
+    homes = people.homes_of(topology, password(), asked.customer)
+    if not homes:
+        raise LabError(f"there is no customer {asked.customer}")
+    for person in homes:
+        print(
+            f"{person.id} is {printable(person.email)}, of {person.country}, at home in"
+            f" {person.region} (node {person.node}), with {person.purchases:,} purchases"
+        )
+    if len(homes) > 1:
+        print(f"These are {people.way_out(homes)}")
+    return 0 if len(homes) == 1 else 1
 
 
 def move(lab: Lab, asked: Namespace) -> int:
@@ -112,18 +126,22 @@ def move(lab: Lab, asked: Namespace) -> int:
     from workload.topology import Topology
 
     topology = Topology.load(lab)
-    before, after, files = people.move(topology, password(), asked.customer, asked.country)
-    print(
-        f"{after.id} moved from {before.country} to {after.country} with"
-        f" {before.purchases:,} purchases, and is at home on {after.node}"
-    )
-    if before.region == after.region:
-        return 0
-    left = people.traces(topology, before, people.nodes_of(topology, before.region))
-    nodes = ", ".join(people.nodes_of(topology, before.region))
-    print(f"The files of {before.region}'s customers: {files}")
-    print(f"Traces left on {nodes}: {', '.join(left) or 'none'}")
-    return 1 if left else 0
+    moved = people.move(topology, password(), asked.customer, asked.country, asked.region)
+    before, after = moved.before, moved.after
+    if before == after:
+        print(f"{after.id} is of {after.country} and at home on {after.node} already")
+    else:
+        print(
+            f"{after.id} moved from {before.country} to {after.country} with"
+            f" {before.purchases:,} purchases, and is at home on {after.node}"
+        )
+    if moved.files is not None:
+        print(f"The files of {before.region}'s customers: {moved.files}")
+        nodes = [n for n, node in topology.nodes.items() if node["region"] != after.region]
+        print(f"Traces left on {', '.join(nodes)}: {'; '.join(moved.left) or 'none'}")
+    if moved.left:
+        print(f"So {people.remaining(moved.left)}")
+    return 1 if moved.left else 0
 
 
 def forget(lab: Lab, asked: Namespace) -> int:
@@ -132,11 +150,15 @@ def forget(lab: Lab, asked: Namespace) -> int:
     from workload.topology import Topology
 
     topology = Topology.load(lab)
-    gone, files = people.forget(topology, password(), asked.customer)
-    print(f"The files of {gone.region}'s customers: {files}")
+    person, files = people.forget(topology, password(), asked.customer, asked.region)
+    nodes = ", ".join(topology.nodes)
+    if files is None:
+        print(f"{person.id} was erased before; no trace of the id in the files of {nodes}")
+        return 0
+    print(f"The files of {person.region}'s customers: {files}")
     print(
-        f"{gone.id} of {gone.country} and {gone.purchases:,} purchases are erased; no trace in the"
-        f" files of {', '.join(topology.nodes)}"
+        f"{person.id} of {person.country} and {person.purchases:,} purchases are erased; no trace"
+        f" in the files of {nodes}"
     )
     return 0
 
@@ -209,6 +231,8 @@ def parser() -> argparse.ArgumentParser:
         add = by_name[name].add_argument
         add("--customer", type=uuid, default=set_to("CUSTOMER", ""), metavar="ID")
     by_name["move"].add_argument("--country", default=set_to("COUNTRY", ""))
+    for name in ("move", "forget"):
+        by_name[name].add_argument("--region", default=set_to("REGION", ""))
     for name in ("psql", "resolve"):
         by_name[name].add_argument("--node", default=set_to("NODE"), metavar="NODE")
     add = by_name["resolve"].add_argument

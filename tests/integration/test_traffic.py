@@ -51,6 +51,18 @@ def test_headless_output_fits_a_terminal(shared_lab: LabUnderTest) -> None:
     assert "Longest time without an acknowledged write in eu" in done.stdout
 
 
+def test_more_customers_than_connections_are_refused_before_the_run(
+    shared_lab: LabUnderTest,
+) -> None:
+    done = shared_lab.workload("traffic", "--headless", USERS="600", TIME="2")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("lab: 600 customers need 600 connections to eu, which has")
+    assert "USERS=" in line
+    assert "max_connections (node_settings in the inventory, then make before)" in line
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Have SIGINT end the processes started here, though these tests may run in the background."""

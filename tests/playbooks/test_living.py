@@ -20,7 +20,7 @@ from tests.fixtures.traffic import NOISE_MS, customers, play_traffic
 from workload import schemas
 from workload.audit import canaries
 from workload.errors import LabError
-from workload.operations import people
+from workload.operations import people, traces
 from workload.processes import STEPS
 from workload.topology import Topology
 
@@ -190,7 +190,7 @@ def test_move_takes_all_purchases_along_and_leaves_no_trace(after: LabUnderTest)
     done = after.workload("move", CUSTOMER=key, COUNTRY="sg")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "with 5 purchases, and is at home on jp" in done.stdout
-    assert "Traces left on us: none" in done.stdout
+    assert "Traces left on eu, eu_2, us: none" in done.stdout
     assert homes(after, key) == [("jp", 5)]
     assert "of sg, at home in jp" in after.workload("find", CUSTOMER=key).stdout
     audit(after)
@@ -359,10 +359,10 @@ def test_move_that_was_killed_is_finished_by_the_playbook(after: LabUnderTest) -
         connection.execute("INSERT INTO lab.to_scrub DEFAULT VALUES")
         connection.execute(schemas.create("rewritten_eu"))
         connection.execute("CHECKPOINT")
-    found = people.traces(topology(after), person)
-    assert any(place.startswith("eu: heap") for place in found), found
+    found = traces.find(topology(after), "password", person, list(HOMES))
+    assert found["eu"].startswith("heap"), found
     assert after.play_ok("after").changed == 1
-    assert people.traces(topology(after), person) == []
+    assert traces.find(topology(after), "password", person, list(HOMES)) == {}
     assert after.query("SELECT to_regnamespace('rewritten_eu')") == [(None,)]
     assert after.play_ok("after").changed == 0
 
@@ -425,3 +425,116 @@ def test_country_and_region_come_online(after: LabUnderTest, tmp_path: Path) -> 
     assert after.play_ok("after", "-i", inventory).changed == 0
     play_traffic(after, seconds=4, users=8, REGIONS="au")
     audit(after)
+
+
+# -- ids decide ------------------------------------------------------------------------------------
+
+
+def person_with(
+    lab: LabUnderTest, region: str, email: str, country: str = "", key: str | None = None
+) -> str:
+    """Sign up a customer with an e-mail of our own, with a purchase."""
+    key = key or str(uuid4())
+    with psycopg.connect(lab.login(HOMES[region]).conninfo(), autocommit=True) as connection:
+        values = (key, email, country or region)
+        connection.execute(f"INSERT INTO {region}.customer VALUES (%s, %s, %s)".encode(), values)
+        connection.execute(
+            f"INSERT INTO {region}.purchase (customer_id, amount, country) VALUES (%s, 1, %s)"
+            .encode(), (key, country or region),
+        )  # fmt: skip
+    return key
+
+
+def test_what_somebody_else_has_is_told_apart(after: LabUnderTest) -> None:
+    email = f"ann{uuid4().hex}@example.com"
+    ann, joann, other, far = (
+        person_with(after, region, text)
+        for region, text in (("us", email), ("us", f"jo{email}"), ("us", email), ("jp", email))
+    )
+    for key, command in ((ann, "forget"), (far, "forget"), (other, "move")):
+        done = after.workload(command, CUSTOMER=key, COUNTRY="jp")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert homes(after, ann) == homes(after, far) == []
+    assert homes(after, joann) == [("us", 1)]
+    assert homes(after, other) == [("jp", 1)]
+    again = after.workload("forget", CUSTOMER=ann)
+    assert again.returncode == 0
+    assert "was erased before; no trace of the id in the files of" in again.stdout
+
+
+@pytest.mark.parametrize(
+    "email",
+    ["x\nlab: HEALTHY", "'e'", "\x1b[31m[/x] [bold]", "q" * 1_000_000],
+    ids=["line feed", "short", "escape", "long"],
+)
+def test_any_text_is_data(after: LabUnderTest, email: str) -> None:
+    key = person_with(after, "us", email)
+    found = after.workload("find", CUSTOMER=key)
+    assert found.returncode == 0
+    assert len(found.stdout.splitlines()) == 1
+    assert len(found.stdout) < 250
+    assert found.stdout.strip().isprintable()
+    for command in ("move", "forget"):
+        done = after.workload(command, CUSTOMER=key, COUNTRY="de")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert homes(after, key) == []
+
+
+def test_an_id_in_two_regions_is_shown_twice_and_has_a_way_out(after: LabUnderTest) -> None:
+    key = person_with(after, "us", "one@example.com")
+    person_with(after, "jp", "two@example.com", key=key)
+    found = after.workload("find", CUSTOMER=key)
+    assert found.returncode == 1
+    assert "one@example.com, of us, at home in us" in found.stdout
+    assert "two@example.com, of jp, at home in jp" in found.stdout
+    for command in ("move", "forget"):
+        done = after.workload(command, CUSTOMER=key, COUNTRY="de")
+        assert done.returncode == 1
+        assert f"make forget CUSTOMER={key} REGION=jp" in done.stderr
+    assert len(homes(after, key)) == 2
+    done = after.workload("forget", CUSTOMER=key, REGION="jp")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert homes(after, key) == [("us", 1)]
+    assert after.workload("verify").returncode == 0
+    assert after.workload("move", CUSTOMER=key, COUNTRY="jp").returncode == 0
+    assert homes(after, key) == [("jp", 1)]
+
+
+def test_bytes_that_stay_are_named_with_the_table_and_a_second_call_finishes(
+    after: LabUnderTest,
+) -> None:
+    key = person_with(after, "us", f"{uuid4().hex}@example.com")
+    with psycopg.connect(after.login(JP).conninfo(), autocommit=True) as connection:
+        connection.execute("CREATE TABLE newsletter (customer text)")
+        try:
+            connection.execute("INSERT INTO newsletter VALUES (%s)", (key,))
+            connection.execute("CHECKPOINT")
+            done = after.workload("forget", CUSTOMER=key)
+            assert done.returncode == 1
+            assert "jp: heap (1)" in done.stderr
+            assert "in public.newsletter (1 rows)" in done.stderr
+            assert homes(after, key) == []
+            # make status has it too, once it is not just being done.
+            assert after.query("SELECT count(*) FROM lab.to_scrub", JP) == [(1,)]
+        finally:
+            connection.execute("DROP TABLE newsletter")
+    again = after.workload("forget", CUSTOMER=key)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert after.query("SELECT count(*) FROM lab.to_scrub", JP) == [(0,)]
+
+
+def test_a_refused_purchase_leaves_nothing_in_the_files(after: LabUnderTest) -> None:
+    """Its bytes are in the old home's new leaf, which the move has just rewritten."""
+    key = person_with(after, "us", f"{uuid4().hex}@example.com")
+    statement = "INSERT INTO us.purchase (customer_id, amount, country) VALUES (%s, 1, 'us')"
+    person = people.find(topology(after), "password", UUID(key))
+    assert after.workload("move", CUSTOMER=key, COUNTRY="de").returncode == 0
+    with psycopg.connect(after.login(US).conninfo(), autocommit=True) as connection:
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            connection.execute(statement, (key,))
+        connection.execute("CHECKPOINT")
+    assert "us" in traces.find(topology(after), "password", person, ["us"])
+    done = after.workload("move", CUSTOMER=key, COUNTRY="de")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is of de and at home on eu already" in done.stdout
+    assert traces.find(topology(after), "password", person, ["us", "jp"]) == {}

@@ -41,7 +41,9 @@ def run(lab: Lab, password: str, users: int, spawn_rate: float, run_time_s: int)
         if played:
             return played
         if Topology.load(lab).phase == phase:
-            status |= traffic.run(lab, users, spawn_rate, run_time_s, headless=True, web_port=0)
+            status |= traffic.run(
+                lab, password, users, spawn_rate, run_time_s, headless=True, web_port=0
+            )
             if phase in HOLDS:
                 status |= _audit(lab, password, phase, console)
     if not verify.show(verify.verify(Topology.load(lab), password), console):

@@ -11,8 +11,7 @@ always; between the two commits, for a round trip, there is none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -21,56 +20,39 @@ import psycopg
 from psycopg import sql
 
 from workload.audit import canaries
-from workload.audit.canaries import Canary, Kind
-from workload.audit.scan import scan
 from workload.errors import LabError
-from workload.nodes.server import server_of
+from workload.operations import traces
+from workload.operations.traces import Person, opened
 from workload.processes import locked, reached
-from workload.sharding.purge import clean_statistics, drop_old_wal
-from workload.sharding.rewrite import Rewritten, rewrite
-from workload.sql import connect, describe
+from workload.sharding.purge import TO_SCRUB, scrub
+from workload.sharding.rewrite import Rewritten
+from workload.sql import describe
 from workload.topology import Topology
-from workload.traffic.ledger import Ledger
+from workload.traffic.ledger import Ledger, read
 
 GID = re.compile(r"lab_move_([0-9a-f-]{36})_from_(.+)")
 #: Seconds for a customer's own transactions to let go of their rows.
 LOCK_TIMEOUT_S = 10
-#: Whoever deletes rows writes this with it, so that their bytes are not forgotten in the files.
-TO_SCRUB = "INSERT INTO lab.to_scrub DEFAULT VALUES"
 
 
 @dataclass(frozen=True)
-class Person:
-    """A customer and where they are at home."""
+class Moved:
+    """What a move did."""
 
-    id: UUID
-    email: str
-    country: str
-    region: str
-    node: str
-    purchases: int
-
-
-@dataclass(frozen=True)
-class Trace(Canary):
-    """A customer as the scan of files looks for them."""
-
-    def patterns(self) -> dict[bytes, Kind]:
-        """Return the e-mail and the id, as text and as bytes."""
-        found: dict[bytes, Kind] = {self.marker.encode(): "marker", self.id.encode(): "id_text"}
-        key = UUID(self.id).bytes
-        # A pattern cannot hold the bytes that end one, or a record.
-        if not {0x00, 0x0A} & set(key):
-            found[key] = "id"
-        return found
+    before: Person
+    after: Person
+    #: What the old home's files took; None where no row left it.
+    files: Rewritten | None
+    #: Where bytes of the customer stay outside the new home, in words.
+    left: Sequence[str] = ()
 
 
-def find(topology: Topology, password: str, customer: UUID) -> Person:
-    """Return a customer and their home; raises LabError where there is none, or more than one."""
-    found = []
+def homes_of(topology: Topology, password: str, customer: UUID) -> list[Person]:
+    """Return a customer at each home that has one with their id: it is unique within a region."""
+    people = []
     for node in topology.primaries():
         region = topology.nodes[node]["region"]
-        with _open(topology, password, node) as connection:
+        with opened(topology, password, node) as connection:
             row = connection.execute(
                 sql.SQL(
                     "SELECT email, country::text,"
@@ -80,23 +62,42 @@ def find(topology: Topology, password: str, customer: UUID) -> Person:
                 (customer,),
             ).fetchone()
         if row:
-            found.append(Person(customer, row[0], row[1], region, node, int(row[2])))
-    if not found:
-        raise LabError(f"there is no customer {customer}")
-    if len(found) > 1:
-        names = " and ".join(person.node for person in found)
-        raise LabError(f"customer {customer} is on {names}: make verify, then mend one of them")
-    return found[0]
+            people.append(Person(customer, row[0], row[1], region, node, int(row[2])))
+    return people
+
+
+def find(topology: Topology, password: str, customer: UUID, region: str = "") -> Person:
+    """Return a customer and their home, or the one in a region.
+
+    Raises LabError where there is none, and where the id is in two regions and none is given.
+    """
+    people = homes_of(topology, password, customer)
+    chosen = [person for person in people if region in ("", person.region)]
+    if not chosen:
+        where = f" in region {region}" if region else ""
+        raise LabError(f"there is no customer {customer}{where}")
+    if len(chosen) > 1:
+        raise LabError(f"customer {customer} is {way_out(people)}")
+    return chosen[0]
+
+
+def way_out(people: Sequence[Person]) -> str:
+    """Return what to do about an id that two regions have."""
+    regions = [person.region for person in people]
+    return (
+        f"two people of one id, in {' and '.join(regions)}: an id is unique within a region. Say"
+        f" which one with REGION={regions[-1]}; make forget CUSTOMER={people[0].id}"
+        f" REGION={regions[-1]} leaves the other as it is"
+    )
 
 
 def move(
-    topology: Topology, password: str, customer: UUID, country: str
-) -> tuple[Person, Person, Rewritten | None]:
-    """Move a customer with all purchases to another country; return who they were and are.
+    topology: Topology, password: str, customer: UUID, country: str, region: str = ""
+) -> Moved:
+    """Move a customer with all purchases to another country, and their bytes out of the old home.
 
-    And what it took to have no bytes of them in the old home's files; None within a region. Raises
-    LabError with what is in the way; the customer is at one home then, where a second try
-    finds them.
+    region says which one, where two have the id. Raises LabError with what is in the way; the
+    customer is at one home then, and a second call finishes it, also where only bytes were left.
     """
     check_phase(topology)
     target = next((r.name for r in topology.regions if country in r.countries), None)
@@ -106,24 +107,31 @@ def move(
             " known ones, in lower case"
         )
     resolve(topology, password)
-    person = find(topology, password, customer)
-    moved = replace(person, country=country, region=target)
-    if target == person.region:
+    person = find(topology, password, customer, region)
+    people = homes_of(topology, password, customer)
+    elsewhere = {other.region for other in people if other.region != person.region}
+    if target in elsewhere:
+        raise LabError(f"customer {customer} is in {target} too: they are {way_out(people)}")
+    moved = replace(person, country=country, region=target, node=str(topology.primary_of(target)))
+    files = None
+    if target != person.region:
+        with (
+            opened(topology, password, person.node) as old,
+            opened(topology, password, moved.node) as new,
+        ):
+            try:
+                _move(old, new, person, moved)
+            except psycopg.Error as error:
+                # What is left of it, the next call and make status know what to do with.
+                raise LabError(f"customer {customer} was not moved: {describe(error)}") from None
+        _follow_canary(topology, moved)
+        reached("move.followed")
+        files = scrub(topology, password, person.node)
+    elif country != person.country:
         _change_country(topology, password, person, country)
-        return person, moved, None
-    moved = replace(moved, node=str(topology.primary_of(target)))
-    with (
-        _open(topology, password, person.node) as old,
-        _open(topology, password, moved.node) as new,
-    ):
-        try:
-            _move(old, new, person, moved)
-        except psycopg.Error as error:
-            # What is left of it, the next call and make status know what to do with.
-            raise LabError(f"customer {customer} was not moved: {describe(error)}") from None
-    _follow_canary(topology, moved)
-    reached("move.followed")
-    return person, moved, scrub(topology, password, person.node)
+        return Moved(person, moved, None)
+    others = [r.name for r in topology.regions if r.name not in {target, *elsewhere}]
+    return Moved(person, moved, files, traces.remove(topology, password, person, others))
 
 
 def _move(
@@ -195,14 +203,14 @@ def resolve(topology: Topology, password: str) -> list[str]:
     """
     done = []
     for node in topology.primaries():
-        with _open(topology, password, node) as new:
+        with opened(topology, password, node) as new:
             gids = [row[0] for row in new.execute("SELECT gid FROM pg_prepared_xacts")]
             for gid in gids:
                 found = GID.fullmatch(gid)
                 source = topology.primary_of(found[2]) if found else None
                 if not found or source is None:
                     continue
-                with _open(topology, password, source) as old:
+                with opened(topology, password, source) as old:
                     lock: Any = old.execute(
                         "SELECT pg_try_advisory_lock(hashtext(%s))", (gid,)
                     ).fetchone()
@@ -219,7 +227,7 @@ def resolve(topology: Topology, password: str) -> list[str]:
                     where = f"stays in {found[2]}" if still_there else f"is at home on {node}"
                     done.append(f"a move was interrupted: customer {found[1]} {where}")
     for node in topology.primaries():
-        with _open(topology, password, node) as connection:
+        with opened(topology, password, node) as connection:
             row: Any = connection.execute("SELECT count(*) FROM lab.to_scrub").fetchone()
         if row[0]:
             scrub(topology, password, node)
@@ -227,34 +235,62 @@ def resolve(topology: Topology, password: str) -> list[str]:
     return done
 
 
-def forget(topology: Topology, password: str, customer: UUID) -> tuple[Person, Rewritten]:
+def forget(
+    topology: Topology, password: str, customer: UUID, region: str = ""
+) -> tuple[Person, Rewritten | None]:
     """Erase a customer and all purchases everywhere; return who it was, and what the files took.
 
-    The ledger notes that its writes are erased, so that they are not taken for lost. Raises
-    LabError where a trace of them is left.
+    region says which one, where two have the id. Where an earlier call was cut short after the
+    deletion, this one finishes it, by the id alone; its figures are None. The ledger notes that the
+    writes are erased, so that they are not taken for lost. Raises LabError where bytes stay.
     """
     check_phase(topology)
     resolve(topology, password)
-    person = find(topology, password, customer)
-    if any(UUID(canary.id) == customer for canary in canaries.load(topology.lab)):
-        raise LabError(f"customer {customer} is a canary of the audit, which would miss it")
-    try:
-        _erase(topology, password, person)
-    except psycopg.Error as error:
-        raise LabError(f"customer {customer} was not erased: {describe(error)}") from None
-    reached("forget.deleted")
-    rewritten = scrub(topology, password, person.node)
-    left = traces(topology, person)
+    people = homes_of(topology, password, customer)
+    files = None
+    if not people and _was_erased(topology, customer):
+        person = Person(customer, "", "", "", "", 0)
+    else:
+        person = find(topology, password, customer, region)
+        if any(UUID(canary.id) == customer for canary in canaries.load(topology.lab)):
+            raise LabError(f"customer {customer} is a canary of the audit, which would miss it")
+        try:
+            _erase(topology, password, person, is_only=len(people) == 1)
+        except psycopg.Error as error:
+            raise LabError(f"customer {customer} was not erased: {describe(error)}") from None
+        reached("forget.deleted")
+        files = scrub(topology, password, person.node)
+    living = {other.region for other in people} - {person.region}
+    others = [r.name for r in topology.regions if r.name not in living]
+    left = traces.remove(topology, password, person, others)
     if left:
-        raise LabError(f"customer {customer} is deleted, and traces are left: {', '.join(left)}")
-    return person, rewritten
+        raise LabError(f"customer {customer} is deleted, and {remaining(left)}")
+    return person, files
 
 
-def _erase(topology: Topology, password: str, person: Person) -> None:
-    """Delete a customer and all purchases, noted in the ledger; raises psycopg.Error."""
+def remaining(left: Sequence[str]) -> str:
+    """Return where bytes of a customer stay, and what to do."""
+    return (
+        f"bytes of theirs stay in files: {'; '.join(left)}. Where a table is named, its rows have"
+        " them: change those; then make after, or the same command again, removes what is left"
+    )
+
+
+def _was_erased(topology: Topology, customer: UUID) -> bool:
+    """Tell whether the ledger has a customer as erased."""
+    key = str(customer)
+    rows = read(topology.lab.home / "ledger")
+    return any(mark == "E" and kind == "c" and each == key for mark, kind, each in rows)
+
+
+def _erase(topology: Topology, password: str, person: Person, is_only: bool) -> None:
+    """Delete a customer and all purchases, noted in the ledger; raises psycopg.Error.
+
+    is_only tells whether nobody else has the id, so that the ledger's row of it is theirs.
+    """
     customer = person.id
     ledger = Ledger(topology.lab.home / "ledger")
-    with _open(topology, password, person.node) as connection:
+    with opened(topology, password, person.node) as connection:
         connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
         with connection.transaction():
             # Nobody adds a purchase from here on: its foreign key wants this row.
@@ -270,7 +306,8 @@ def _erase(topology: Topology, password: str, person: Person) -> None:
                 ),
                 (customer,),
             ).fetchall()
-            ledger.write("E", "c", customer)
+            if is_only:
+                ledger.write("E", "c", customer)
             for row in gone:
                 ledger.write("E", "p", row[0])
             connection.execute(
@@ -279,42 +316,6 @@ def _erase(topology: Topology, password: str, person: Person) -> None:
             )
             connection.execute(TO_SCRUB)
     ledger.close()
-
-
-def scrub(topology: Topology, password: str, node: str) -> Rewritten:
-    """Have no bytes of what was deleted from a home in its files, nor in those of its standbys.
-
-    Its leaves are written anew, since a VACUUM leaves deleted rows in their pages; then statistics
-    and WAL go.
-    """
-    region = topology.nodes[node]["region"]
-    with _open(topology, password, node) as connection:
-        since = connection.execute("SELECT clock_timestamp()").fetchone()
-    login = topology.operator_login(node, password)
-    rewritten = rewrite(login, topology.countries(), region)
-    reached("move.rewritten")
-    with _open(topology, password, node) as connection:
-        clean_statistics(connection)
-    drop_old_wal(topology, password, node)
-    reached("move.cleaned")
-    with _open(topology, password, node) as connection:
-        connection.execute("DELETE FROM lab.to_scrub WHERE since <= %s", since)
-    return rewritten
-
-
-def traces(topology: Topology, person: Person, only: Sequence[str] | None = None) -> list[str]:
-    """Return where an e-mail or an id is in nodes' files, as "node: place (hits)"."""
-    trace = Trace("gone", person.country, "", person.email, str(person.id), str(person.id))
-    found = []
-    for node in topology.nodes if only is None else only:
-        hits = scan(server_of(topology, node), [trace]).hits
-        found += [f"{node}: {where} ({count})" for (_, where), count in sorted(hits.items())]
-    return found
-
-
-def nodes_of(topology: Topology, region: str) -> list[str]:
-    """Return a region's nodes."""
-    return [name for name, node in topology.nodes.items() if node["region"] == region]
 
 
 def check_phase(topology: Topology) -> None:
@@ -327,7 +328,7 @@ def check_phase(topology: Topology) -> None:
 
 
 def _change_country(topology: Topology, password: str, person: Person, country: str) -> None:
-    with _open(topology, password, person.node) as connection, connection.transaction():
+    with opened(topology, password, person.node) as connection, connection.transaction():
         for table, key in (("customer", "id"), ("purchase", "customer_id")):
             connection.execute(
                 sql.SQL("UPDATE {} SET country = %s WHERE {} = %s").format(
@@ -353,10 +354,3 @@ def _follow_canary(topology: Topology, moved: Person) -> None:
 
 def _leaf(region: str, table: str) -> sql.Identifier:
     return sql.Identifier(region, table)
-
-
-@contextmanager
-def _open(topology: Topology, password: str, node: str) -> Iterator[psycopg.Connection[Any]]:
-    with connect(topology.operator_login(node, password), 5) as connection:
-        connection.autocommit = True
-        yield connection

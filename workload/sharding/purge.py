@@ -19,6 +19,7 @@ from workload.sharding import replicas
 from workload.sharding.foreign import WARM_UP, relkind
 from workload.sharding.leaves import TABLES, leaves_of
 from workload.sharding.locks import LOCKS_S
+from workload.sharding.rewrite import Rewritten, rewrite
 from workload.sql import connect, describe, take_turns
 from workload.topology import Topology
 
@@ -26,6 +27,8 @@ from workload.topology import Topology
 WAL_S = 30.0
 #: And for transactions to end that began before.
 OPEN_S = 60.0
+#: Written together with a deletion of rows, so that their bytes are not forgotten in the files.
+TO_SCRUB = "INSERT INTO lab.to_scrub DEFAULT VALUES"
 #: Statistics of the parents and of foreign tables are made from other regions' rows.
 _STRAY_STATISTICS = """
 DELETE FROM pg_statistic WHERE starelid IN (
@@ -123,6 +126,26 @@ def _purge_node(
                 if relkind(connection, leaf) == "r":
                     connection.execute(sql.SQL("ANALYZE {}").format(leaf.identifier()))
     return removed
+
+
+def scrub(topology: Topology, password: str, node: str) -> Rewritten:
+    """Remove the bytes of rows deleted from a home from its files, and from those of its standbys.
+
+    Its leaves are rewritten, since a VACUUM leaves deleted rows in their pages; then statistics and
+    WAL go. Raises LabError where something does not go in time.
+    """
+    region = topology.nodes[node]["region"]
+    login = topology.operator_login(node, password)
+    with connect(login, 10) as connection:
+        connection.autocommit = True
+        since = connection.execute("SELECT clock_timestamp()").fetchone()
+        rewritten = rewrite(login, topology.countries(), region)
+        reached("move.rewritten")
+        clean_statistics(connection)
+        drop_old_wal(topology, password, node)
+        reached("move.cleaned")
+        connection.execute("DELETE FROM lab.to_scrub WHERE since <= %s", since)
+    return rewritten
 
 
 def clean_statistics(connection: psycopg.Connection[Any]) -> None:

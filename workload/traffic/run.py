@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from workload.lab import Lab
 from workload.topology import Topology
+from workload.traffic import capacity
 from workload.traffic.ledger import last_acknowledgement
 from workload.wan.measure import later_or_worse, measure_settled, save_wan
 
@@ -41,26 +42,35 @@ def command(
 
 
 def run(
-    lab: Lab, users: int, spawn_rate: float, run_time_s: int, headless: bool, web_port: int
+    lab: Lab,
+    password: str,
+    users: int,
+    spawn_rate: float,
+    run_time_s: int,
+    headless: bool,
+    web_port: int,
 ) -> int:
     """Run Locust and return its exit status, 1 where a request failed.
 
     Without the web page, the WAN that the customers cross is measured before and after, since
-    figures over a WAN that is off mean nothing. Raises LabError where no lab is running.
+    figures over a WAN that is off mean nothing. password is the superuser's. Raises LabError where
+    no lab is running, and where its servers have not the connections for as many customers.
     """
     topology = Topology.load(lab)
     regions = ", ".join(region.name for region in topology.regions)
     environment = {**os.environ, "LAB_NAME": lab.name, "LAB_HOME": str(lab.home)}
     arguments = command(users, spawn_rate, run_time_s, headless, web_port)
+    room = capacity.check(topology, password, users)
     if not headless:
         print(
             f"Customers of {regions} wait at http://127.0.0.1:{web_port} (Ctrl-C ends them);"
-            " WEB_PORT= and USERS= change port and number",
+            f" WEB_PORT= and USERS= change port and number. {room}",
             flush=True,
         )
         os.execve(arguments[0], arguments, environment)
     print(
-        f"{users} customers of {regions} for {run_time_s} s, in phase {topology.phase}:", flush=True
+        f"{users} customers of {regions} for {run_time_s} s, in phase {topology.phase}.\n{room}:",
+        flush=True,
     )
     before = _measure_wan(topology)
     status = run_to_its_end(arguments, environment)

@@ -15,8 +15,8 @@ from workload.wan.config import Config
 LAG_BYTES = 64 << 20
 #: What prepared transactions of moves begin with, and seconds that a move may take.
 MOVE, MOVE_S = "lab_move_", 10.0
-#: Seconds in which an online rewrite of millions of rows is done.
-REWRITE_S = 120.0
+#: Seconds in which files are usually rewritten.
+REWRITE_S = 30.0
 
 
 def problems(status: Status) -> Iterable[str]:
@@ -187,7 +187,7 @@ def _of_leftovers(status: Status, name: str, state: NodeState, again: str) -> It
     if state.deleted_s is not None and state.deleted_s > REWRITE_S:
         yield (
             f"bytes of rows that were deleted {state.deleted_s:,.0f} s ago are in the files of"
-            f" {name} yet: make after removes them"
+            f" {name} yet: make after removes them, unless a make move or make forget is at it"
         )
     for gid, age in state.prepared:
         if not gid.startswith(MOVE):
