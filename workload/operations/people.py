@@ -24,6 +24,8 @@ from workload.errors import LabError
 from workload.operations import traces
 from workload.operations.traces import Person, opened
 from workload.processes import locked, reached
+from workload.sharding.definition import of_leaves
+from workload.sharding.leaves import REGION, STARTED
 from workload.sharding.purge import TO_SCRUB, scrub
 from workload.sharding.rewrite import Rewritten
 from workload.sql import describe
@@ -145,47 +147,54 @@ def _move(
     # Who tidies up after the dead leaves alone what is alive.
     old.execute("SELECT pg_advisory_lock(hashtext(%s))", (gid,))
     reached("move.begun")
+    definitions = of_leaves(old, person.region)
+    theirs = of_leaves(new, moved.region)
+    odd = [
+        f"{table.name}.{column}"
+        for table in STARTED
+        for column in definitions[table.name].differences(theirs[table.name])
+    ]
+    if odd:
+        raise LabError(
+            f"{person.region} and {moved.region} do not have the same columns:"
+            f" {', '.join(odd)}; add them to the table in global on every node, or drop them"
+        )
     with old.transaction():
-        # Nobody adds a purchase from here on: its foreign key wants this row.
-        kept = old.execute(
-            sql.SQL("SELECT id, email FROM {} WHERE id = %s FOR UPDATE").format(
-                _leaf(person.region, "customer")
-            ),
-            (person.id,),
-        ).fetchone()
-        if kept is None:
+        # The customer's row first: a new purchase's foreign key waits for it from here on.
+        rows = {
+            table.name: old.execute(
+                definitions[table.name].rows_as_text(
+                    _leaf(person.region, table.name), table.by or "id"
+                ),
+                (person.id,),
+            ).fetchall()
+            for table in STARTED
+        }
+        if not rows["customer"]:
             raise LabError(f"customer {person.id} has just left {person.region}")
-        purchases = old.execute(
-            sql.SQL("SELECT id, amount FROM {} WHERE customer_id = %s FOR UPDATE").format(
-                _leaf(person.region, "purchase")
-            ),
-            (person.id,),
-        ).fetchall()
         reached("move.read")
         new.execute("BEGIN")
-        new.execute(
-            sql.SQL("INSERT INTO {} (id, email, country) VALUES (%s, %s, %s)").format(
-                _leaf(moved.region, "customer")
-            ),
-            (*kept, moved.country),
-        )
-        if purchases:
-            ids, amounts = zip(*purchases, strict=True)
-            new.execute(
-                sql.SQL(
-                    "INSERT INTO {} (id, customer_id, amount, country)"
-                    " SELECT p.id, %s, p.amount, %s"
-                    " FROM unnest(%s::uuid[], %s::numeric[]) AS p (id, amount)"
-                ).format(_leaf(moved.region, "purchase")),
-                (person.id, moved.country, list(ids), list(amounts)),
-            )
+        for table in STARTED:
+            definition = definitions[table.name]
+            if rows[table.name]:
+                columns = dict(
+                    zip(
+                        definition.names,
+                        map(list, zip(*rows[table.name], strict=True)),
+                        strict=True,
+                    )
+                )
+                columns[REGION] = [moved.country] * len(rows[table.name])
+                new.execute(
+                    definition.insert_text(_leaf(moved.region, table.name)), list(columns.values())
+                )
         reached("move.written")
         new.execute(sql.SQL("PREPARE TRANSACTION {}").format(sql.Literal(gid)))
         reached("move.prepared")
-        for table, key in (("purchase", "customer_id"), ("customer", "id")):
+        for table in reversed(STARTED):
             old.execute(
                 sql.SQL("DELETE FROM {} WHERE {} = %s").format(
-                    _leaf(person.region, table), sql.Identifier(key)
+                    _leaf(person.region, table.name), sql.Identifier(table.by or "id")
                 ),
                 (person.id,),
             )

@@ -34,7 +34,7 @@ from workload.errors import LabError
 from workload.processes import Say, reached
 from workload.sharding import barrier, checksum, foreign, gates
 from workload.sharding.access import Setup
-from workload.sharding.definition import of_leaves
+from workload.sharding.definition import carry_objects, of_leaves
 from workload.sharding.leaves import TABLES, Leaf, leaves_of
 from workload.sharding.locks import LOCKS_S, LockOutcome, PostponedError, exclusively
 from workload.sql import describe, take_turns, together
@@ -140,6 +140,8 @@ def _move(
 
     await_arrival()
     definitions = of_leaves(old, region)
+    for leaf in leaves:
+        carry_objects(new, leaf, definitions[leaf.table])
     found = [
         checksum.agree(old, new, leaf, definitions[leaf.table], await_arrival) for leaf in leaves
     ]

@@ -233,6 +233,29 @@ class Definition:
         )
         return [create, sql.SQL("ALTER FOREIGN TABLE {} {}").format(name, actions)]
 
+    def rows_as_text(self, table: sql.Identifier, key: str) -> sql.Composed:
+        """Return the query of a table's rows whose key has a value, as text, and locks them."""
+        columns = sql.SQL(", ").join(
+            sql.SQL("{}::text").format(sql.Identifier(name)) for name in self.names
+        )
+        return sql.SQL("SELECT {} FROM {} WHERE {} = %s FOR UPDATE").format(
+            columns, table, sql.Identifier(key)
+        )
+
+    def insert_text(self, table: sql.Identifier) -> sql.Composed:
+        """Return the statement that adds such rows, with an array of text for each column."""
+        columns = [column for column in self.columns if column.generated is None]
+        return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM unnest({}) AS t ({})").format(
+            table,
+            self.column_list(),
+            sql.SQL(", ").join(
+                sql.SQL("{}::{}").format(sql.Identifier("t", column.name), sql.SQL(column.type))
+                for column in columns
+            ),
+            sql.SQL(", ").join(sql.SQL("%s::text[]") for _ in columns),
+            self.column_list(),
+        )
+
     def row(self) -> sql.Composed:
         """Return the expression of a whole row that servers agree on the hash of."""
         columns = sorted(self.columns, key=lambda column: column.name)
@@ -350,6 +373,18 @@ def of_start(connection: psycopg.Connection[Any]) -> dict[str, Definition]:
             continue
         definitions[name] = _of_start(_define(name, start[name]), parent)
     return definitions
+
+
+def carry_objects(connection: psycopg.Connection[Any], leaf: Leaf, definition: Definition) -> None:
+    """Make the keys, indexes, CHECKs and statistics that a leaf has not, of those it is to have."""
+    there = {
+        (found.kind, found.name)
+        for found in read(connection, {leaf.table: leaf.identifier()})[leaf.table]
+    }
+    missing = tuple(x for x in definition.objects if (x.kind, x.name) not in there)
+    lacking = replace(definition, objects=missing)
+    for statement in [*lacking.keys(leaf), *lacking.references(leaf)]:
+        connection.execute(statement)
 
 
 def grants(objects: Sequence[Object], name: sql.Identifier) -> list[sql.Composed]:
