@@ -23,5 +23,6 @@ class ActionModule(LabAction):
         del dry_run
         topology = Topology.load(lab_of(arguments))
         regions = countries_of(arguments)
-        check(topology, arguments["password"], regions)
+        for line in check(topology, arguments["password"], regions, "after"):
+            self.say(line)
         return {"changed": False}

@@ -45,24 +45,34 @@ def login(server: EmbeddedServer) -> Login:
     return Login("127.0.0.1", server.port, "postgres", PASSWORD)
 
 
+def render() -> bytes:
+    """Return the sharded schema."""
+    schema = jinja2.Template(SCHEMA.read_text(), trim_blocks=True).render(
+        shards_regions={name: {"countries": found} for name, found in KNOWN.items()},
+        shards_default_country="uk",
+    )
+    return bytes(schema.encode())
+
+
+def make_start(connection: psycopg.Connection[Any]) -> None:
+    """Make the tables of the start and the parents without leaves, in place of what is there."""
+    connection.execute(
+        "DROP SCHEMA IF EXISTS global, lab, eu, us, gate_us, rewritten_us, retired_us CASCADE"
+    )
+    for start in START:
+        connection.execute(start.read_bytes())
+    connection.execute(render())
+
+
 @pytest.fixture
 def connection(login: Login) -> Iterator[psycopg.Connection[Any]]:
     """Return a connection to a node with the sharded schema and all leaves, empty."""
     with psycopg.connect(login.conninfo(), autocommit=True) as made:
-        made.execute(
-            "DROP SCHEMA IF EXISTS global, lab, eu, us, gate_us, rewritten_us, retired_us CASCADE"
-        )
-        for start in START:
-            made.execute(start.read_bytes())
         made.execute("SET client_min_messages = debug1")
-        schema = jinja2.Template(SCHEMA.read_text(), trim_blocks=True).render(
-            shards_regions={name: {"countries": found} for name, found in KNOWN.items()},
-            shards_default_country="uk",
-        )
-        made.execute(schema.encode())
+        make_start(made)
         definitions = of_start(made)
         made.execute("DROP TABLE public.purchase, public.customer")
-        made.execute(schema.encode())
+        made.execute(render())
         for leaf in leaves_of(REGIONS):
             definition = definitions[leaf.table]
             for statement in [

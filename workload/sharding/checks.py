@@ -1,179 +1,248 @@
-"""What the lab would lose or trip over, asked before anything is changed, all of it by name.
+"""The preflight of data: what the lab would lose or trip over, asked before anything is changed.
 
-Each problem says what it is about, what is wrong with it, and what to do.
+All problems come in one message. Each says what it is about, what is wrong with it, and what to do.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from workload import schemas
 from workload.errors import LabError
-from workload.sharding.leaves import BOUND, REGION, STARTED, Table, own_tables
-from workload.sharding.objects import Object, of_kind, read
-from workload.sql import connect
+from workload.sharding import uncarried
+from workload.sharding.definition import Definition, of_parents
+from workload.sharding.leaves import REGION, STARTED, leaves_of, own_tables
+from workload.sql import Login, connect
 from workload.topology import Topology
 
-#: What cannot come along to a leaf, and what a person can do about it.
-_LEFT_BEHIND: Mapping[str, str] = {
-    "trigger": "its function is on this node alone: drop it, and make both on every node's own leaf"
-    " after",
-    "rule": "drop it, and make it for the parent after",
-    "policy": "row security is not carried: drop it, and make it on the parent on every node after",
-    "publication": "it would publish no row any more, or the lab's own tables: drop it, and publish"
-    " the leaves after",
-    "subscription": "it cannot write to the view that takes the table's place: let it catch up and"
-    " drop it",
-    "foreign key": "what it refers to is to be on several nodes: drop it, or move its table's data"
-    " into one of the lab's",
-    "view": "it would stay with the old table: drop it, and make it again after",
-    "materialized view": "it would stay with the old table: drop it, and make it again after",
-    "function": "it takes or returns the old table's rows: drop it, and make it again after",
-    "column of its row type": "it holds the old table's rows: give it another type",
-    "inheritance": "rows of other tables are not moved: end it (ALTER TABLE ... NO INHERIT ...)",
-    "sequence": "each region would count on its own, and take numbers twice: give the column"
-    " another default, such as gen_random_uuid()",
-}
+#: Slots and prepared transactions that keep WAL and deleted rows.
+_HOLDERS = files("workload.sharding").joinpath("sql", "holders.sql").read_text()
+#: The schemas that are there, whether the lab made them, and some of what is in them.
+_SCHEMAS = """
+SELECT n.nspname, obj_description(n.oid, 'pg_namespace') IS NOT DISTINCT FROM %(mark)s,
+  (SELECT string_agg(relname, ', ' ORDER BY relname) FROM (
+    SELECT relname FROM pg_class WHERE relnamespace = n.oid AND relkind IN ('r', 'p', 'v', 'f', 'm')
+    ORDER BY 1 LIMIT 5) AS few)
+FROM pg_namespace n WHERE n.nspname = ANY(%(names)s) ORDER BY 1
+"""
+_DOUBLED = """
+SELECT id::text FROM ({}) AS every (id) GROUP BY id HAVING count(*) > 1 LIMIT 3
+"""
 
 
-def uncarried(connection: psycopg.Connection[Any]) -> list[str]:
-    """Return what is on the tables of the start that leaves would not have, a problem each."""
-    objects = read(connection, {table.name: table.start() for table in STARTED})
-    problems = []
-    for table in STARTED:
-        if not objects[table.name]:
-            problems.append(f"table public.{table.name} is not there: play before.yml")
-            continue
-        problems += _problems(table, objects[table.name])
-    return list(dict.fromkeys(problems))
-
-
-def kept_in_place(
-    connection: psycopg.Connection[Any], leaves: Mapping[str, sql.Identifier]
+def check(
+    topology: Topology, password: str, regions: Mapping[str, Sequence[str]], phase: str
 ) -> list[str]:
-    """Return what is on leaves, {table: name}, and would not go along to new tables."""
-    objects = read(connection, leaves)
-    names = {found.table for each in objects.values() for found in each if found.table}
-    fixed = []
-    for found in itertools.chain.from_iterable(objects.values()):
-        if found.kind in _LEFT_BEHIND and not _is_own_partition(found):
-            fixed.append(f"{found.kind} {found.name}")
-        if found.kind == "table" and found.detail["row_security"]:
-            fixed.append(f"row security of {found.table}")
-        if found.kind == "table" and found.detail["label"]:
-            fixed.append(f"security label of {found.table}")
-        if found.detail.get("type") == "f" and found.detail["refers_to"] not in names:
-            fixed.append(f"constraint {found.name}")
-    return fixed
+    """Return what a person should know before a phase is built, a line each.
 
-
-def _is_own_partition(found: Object) -> bool:
-    return found.kind == "inheritance" and bool(found.detail["is_partition"])
-
-
-def _problems(table: Table, objects: Sequence[Object]) -> Iterator[str]:
-    name = objects[0].table
-    for found in of_kind(objects, *_LEFT_BEHIND):
-        what = found.name if found.kind != "foreign key" else f"{found.name} of {found.definition}"
-        yield f"{found.kind} {what} on {name}: {_LEFT_BEHIND[found.kind]}"
-    for found in of_kind(objects, "need"):
-        yield (
-            f"{found.name} needs {found.definition}, which other nodes do not have: use what"
-            " PostgreSQL brings, or drop it"
-        )
-    yield from _table_problems(of_kind(objects, "table")[0], name)
-    yield from _column_problems(table, of_kind(objects, "column"), name)
-    for found in of_kind(objects, "constraint", "index"):
-        what = f"{found.kind} {found.name} on {name}"
-        kind = found.detail.get("type")
-        if found.detail.get("tablespace"):
-            yield f"{what} is in tablespace {found.detail['tablespace']}: move it to the default"
-        if found.detail.get("is_valid") is False:
-            yield f"{what} is not valid: REINDEX it, or drop it"
-        if found.kind == "constraint" and found.name == BOUND:
-            yield f"{what}: the lab needs the name, rename it"
-        if kind == "p" and found.detail["columns"] != ["id"]:
-            yield f"{what} is on {', '.join(found.detail['columns'])}: rows go by the column id"
-        if kind == "f" and (
-            not table.follows
-            or found.detail["refers_to"] != f"public.{table.follows}"
-            or found.detail["columns"] != [table.by]
-        ):
-            yield (
-                f"foreign key {found.name} on {name} refers to {found.detail['refers_to']}, whose"
-                " rows may be on another node: drop it"
-            )
-    if not any(found.detail.get("type") == "p" for found in of_kind(objects, "constraint")):
-        yield f"{name} has no primary key: add one on id"
-
-
-def _table_problems(found: Object, name: str) -> Iterator[str]:
-    detail = found.detail
-    if found.definition != "r":
-        yield f"{name} is no plain table: its rows are moved from one"
-    if not detail["is_superusers"]:
-        yield (
-            f"{name} is owned by {detail['owner']}, who would not own the leaves: ALTER TABLE ..."
-            f" OWNER TO postgres, and GRANT {detail['owner']} what it needs"
-        )
-    if detail["persistence"] != "p":
-        yield f"{name} is unlogged, and its rows would not be copied: ALTER TABLE ... SET LOGGED"
-    if detail["tablespace"]:
-        yield f"{name} is in tablespace {detail['tablespace']}: move it to the default"
-    if detail["row_security"]:
-        yield (
-            f"{name} has row security, which is not carried: ALTER TABLE ... DISABLE ROW LEVEL"
-            " SECURITY"
-        )
-    if detail["replica_identity"] == "n":
-        yield (
-            f"{name} has no replica identity, which copies need: ALTER TABLE ... REPLICA IDENTITY"
-            " DEFAULT"
-        )
-    if detail["label"]:
-        yield f"{name} has a security label ({detail['label']}), which is not carried: drop it"
-
-
-def _column_problems(table: Table, columns: Sequence[Object], name: str) -> Iterator[str]:
-    there = {found.name: found for found in columns}
-    for key in filter(None, ("id", table.by)):
-        if key not in there or there[key].definition != "uuid":
-            yield f"column {name}.{key} is no uuid: rows go by one"
-    if table.follows and REGION in there:
-        yield f"column {name}.{REGION}: the lab adds one of that name, rename it"
-    if not table.follows and (REGION not in there or there[REGION].definition != "text"):
-        yield f"column {name}.{REGION} is no text: it says where a row is at home"
-    for found in columns:
-        if found.detail["identity"]:
-            yield f"column {name}.{found.name} is an identity: {_LEFT_BEHIND['sequence']}"
-        if found.detail["is_virtual"]:
-            yield f"column {name}.{found.name} is generated when it is read: make it STORED"
-
-
-def check(topology: Topology, password: str, regions: Mapping[str, Sequence[str]]) -> None:
-    """Raise LabError where a country is taken from a region that has customers in it.
-
-    regions: {name: countries} as they are to be.
+    regions: {name: countries} as they are to be; phase: shard or after. Raises LabError with
+    everything that is in the way, having changed nothing. A node that does not answer is left out:
+    the playbook starts it, and each step looks again at what it drops.
     """
+    problems: list[str] = []
+    notes: list[str] = []
+    parents: dict[str, dict[str, Definition]] = {}
+    for node, entry in topology.nodes.items():
+        if entry["role"] in ("standby", "fenced"):
+            continue
+        try:
+            connection = connect(topology.operator_login(node, password))
+        except LabError:
+            if entry["role"] != "joining":
+                notes.append(f"{node} does not answer, and what is on it was not checked")
+            continue
+        with connection:
+            connection.autocommit = True
+            is_sharded = _is_sharded(connection)
+            problems += _foreign_schemas(connection, node, regions, is_sharded)
+            if is_sharded:
+                parents[node] = of_parents(connection)
+                problems += uncarried.on_parents(connection, node)
+                problems += _dropped_leaves(connection, topology, node, regions, phase)
+            if node == topology.origin_primary():
+                if _has_start(connection):
+                    problems += uncarried.on_start(connection)
+                    problems += unknown_countries(connection, regions)
+                notes += _told(connection, topology, node, regions)
+            is_due = phase == "after" and _is_purge_due(topology, regions)
+            held = list(_holders(connection, node, topology, is_due))
+            (problems if is_due else notes).extend(held)
+    problems += _odd_columns(parents)
+    problems += _taken_countries(topology, password, regions)
+    if problems:
+        raise LabError("; ".join(dict.fromkeys(problems)))
+    return notes
+
+
+def _is_sharded(connection: psycopg.Connection[Any]) -> bool:
+    row: Any = connection.execute(
+        "SELECT to_regclass('global.home') IS NOT NULL"
+        " AND to_regclass('global.customer') IS NOT NULL"
+    ).fetchone()
+    return bool(row[0])
+
+
+def _has_start(connection: psycopg.Connection[Any]) -> bool:
+    row: Any = connection.execute(
+        "SELECT count(*) FROM pg_class WHERE relkind <> 'v' AND oid IN ("
+        " SELECT to_regclass('public.' || name) FROM unnest(%s::text[]) AS name)",
+        ([table.name for table in STARTED],),
+    ).fetchone()
+    return bool(row[0])
+
+
+def _foreign_schemas(
+    connection: psycopg.Connection[Any],
+    node: str,
+    regions: Mapping[str, Sequence[str]],
+    is_sharded: bool,
+) -> Iterator[str]:
+    """Yield the schemas of a person's own whose names the lab needs."""
+    known = set()
+    if is_sharded:
+        # Made together with the countries in global.home.
+        known = {row[0] for row in connection.execute("SELECT DISTINCT region FROM global.home")}
+        known.add("global")
+    marked = [schemas.OLD, *(n.format(region=r) for n in schemas.TRANSITIONAL for r in regions)]
+    names = [*marked, *({"global", *regions} - known)]
+    for name, is_the_labs, content in connection.execute(
+        _SCHEMAS, {"mark": schemas.MARK, "names": names}
+    ).fetchall():
+        if not (is_the_labs and name in marked):
+            holds = f", with {content}," if content else ""
+            yield (
+                f"schema {name} on {node}{holds} is not the lab's, which needs the name: ALTER"
+                f" SCHEMA {name} RENAME TO another"
+            )
+
+
+def unknown_countries(
+    connection: psycopg.Connection[Any], regions: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return, as one problem, the countries of customers that are at home in no region."""
+    known = [country for countries in regions.values() for country in countries]
+    rows = connection.execute(
+        "SELECT country, count(*) FROM public.customer WHERE country <> ALL(%s) GROUP BY 1"
+        " ORDER BY 2 DESC LIMIT 5",
+        (known,),
+    ).fetchall()
+    if not rows:
+        return []
+    named = ", ".join(f"{count:,} in {country!r}" for country, count in rows)
+    return [
+        f"customers are in countries that are at home in no region: {named}; add them to"
+        " lab_regions, or mend the rows"
+    ]
+
+
+def _told(
+    connection: psycopg.Connection[Any],
+    topology: Topology,
+    node: str,
+    regions: Mapping[str, Sequence[str]],
+) -> Iterator[str]:
+    """Yield what is to be known: keys that hold within a region, ids that are in two."""
+    if _has_start(connection):
+        yield from uncarried.unique_by_region(connection)
+        for role in uncarried.roles(connection, topology.user):
+            yield f"role {role} keeps its rights on {node}; other nodes do not have the role"
+        return
+    for table in STARTED:
+        leaves = [leaf for leaf in leaves_of(regions) if leaf.table == table.name]
+        own = {name.as_string(connection) for name in own_tables(connection, table.name)}
+        here = [leaf.identifier() for leaf in leaves if leaf.identifier().as_string(None) in own]
+        if len(here) < 2:
+            continue
+        every = sql.SQL(" UNION ALL ").join(sql.SQL("SELECT id FROM {}").format(x) for x in here)
+        rows = connection.execute(sql.SQL(_DOUBLED).format(every)).fetchall()
+        if rows:
+            ids = ", ".join(row[0] for row in rows)
+            yield (
+                f"{table.name}: the same id is in two regions, where each is a row of its own"
+                f" (keys hold within a region): {ids}"
+            )
+
+
+def _dropped_leaves(
+    connection: psycopg.Connection[Any],
+    topology: Topology,
+    node: str,
+    regions: Mapping[str, Sequence[str]],
+    phase: str,
+) -> list[str]:
+    """Return what is on other regions' leaves, which leave a node in phase after."""
+    if phase != "after":
+        return []
+    own = topology.nodes[node]["region"]
+    others = [leaf for leaf in leaves_of(regions) if leaf.region != own]
+    return uncarried.on_leaves(connection, node, others)
+
+
+def _odd_columns(parents: Mapping[str, Mapping[str, Definition]]) -> Iterator[str]:
+    """Yield the columns that are not on all nodes, or not of one type."""
+    for first, definitions in list(parents.items())[:1]:
+        for node, others in parents.items():
+            for table, definition in definitions.items():
+                for column in definition.differences(others[table]):
+                    yield (
+                        f"column global.{table}.{column} is not the same on {first} and {node}:"
+                        " add it to global." + table + " on every node, or drop it"
+                    )
+
+
+def _is_purge_due(topology: Topology, regions: Mapping[str, Sequence[str]]) -> bool:
+    return topology.phase != "after" or any(
+        topology.primary_of(region) is None for region in regions
+    )
+
+
+def _holders(
+    connection: psycopg.Connection[Any], node: str, topology: Topology, is_due: bool
+) -> Iterator[str]:
+    """Yield what keeps WAL or deleted rows that a purge has to wait for."""
+    own = {schemas.slot(name) for name in topology.nodes}
+    own |= {name.replace("-", "_") for name in topology.nodes}
+    for kind, name, holds in connection.execute(_HOLDERS.encode()).fetchall():
+        if (kind == "slot" and name in own) or name.startswith("lab_move_"):
+            continue
+        verb = "blocks" if is_due else "will block"
+        remedy = (
+            f"SELECT pg_drop_replication_slot('{name}')"
+            if kind == "slot"
+            else f"COMMIT PREPARED or ROLLBACK PREPARED '{name}'"
+        )
+        yield (
+            f"{kind} {name} on {node} holds {holds}, and {verb} the purge of rows that moved: end"
+            f" it ({remedy}) before after.yml, and make it again after"
+        )
+
+
+def _taken_countries(
+    topology: Topology, password: str, regions: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """Yield the countries that are taken from a region that has customers in them."""
     home = {country: name for name, countries in regions.items() for country in countries}
     for region in topology.regions:
         leaving = [country for country in region.countries if home.get(country) != region.name]
         if not leaving:
             continue
-        with connect(topology.operator_login(region.node, password), 5) as connection:
+        login: Login = topology.operator_login(region.node, password)
+        with connect(login, 5) as connection:
             for table in own_tables(connection, "customer"):
                 row: Any = connection.execute(
                     sql.SQL(
-                        "SELECT count(*), min(country::text) FROM {} WHERE country::text = ANY(%s)"
-                    ).format(table),
+                        "SELECT count(*), min({region}::text) FROM {}"
+                        " WHERE {region}::text = ANY(%s)"
+                    ).format(table, region=sql.Identifier(REGION)),
                     (leaving,),
                 ).fetchone()
                 if row[0]:
-                    raise LabError(
+                    yield (
                         f"lab_regions takes '{row[1]}' from region {region.name}, which has"
                         f" {row[0]:,} customers in {', '.join(leaving)}: move them first (make"
                         " move), or leave it there"

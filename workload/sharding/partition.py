@@ -22,9 +22,9 @@ from psycopg import sql
 from workload import schemas
 from workload.errors import LabError
 from workload.processes import Say, in_parallel, reached
-from workload.sharding import capture, gates
+from workload.sharding import capture, gates, uncarried
 from workload.sharding.bulk import LOAD_SETTINGS, run_all
-from workload.sharding.checks import uncarried
+from workload.sharding.checks import unknown_countries
 from workload.sharding.definition import Definition, grants, of_parents, of_start
 from workload.sharding.leaves import (
     LOCK_ORDER,
@@ -93,10 +93,9 @@ def partition(
             if is_partitioned(connection):
                 _clean_up(connection, timeout_s)
                 return None
-            problems = uncarried(connection)
+            problems = uncarried.on_start(connection) + unknown_countries(connection, regions)
             if problems:
                 raise LabError("; ".join(problems))
-            _check_countries(connection, regions)
             started = time.monotonic()
             left = _undo(connection, leaves, timeout_s)
             if left:
@@ -332,23 +331,6 @@ def _bring_over(
             for statement in change:
                 connection.execute(statement, keys)
     return sum(map(len, keys.values()))
-
-
-def _check_countries(
-    connection: psycopg.Connection[Any], regions: Mapping[str, Sequence[str]]
-) -> None:
-    known = [country for countries in regions.values() for country in countries]
-    found = connection.execute(
-        "SELECT country, count(*) FROM public.customer WHERE country <> ALL(%s) GROUP BY 1"
-        " ORDER BY 2 DESC LIMIT 5",
-        (known,),
-    ).fetchall()
-    if found:
-        named = ", ".join(f"{count:,} in {country!r}" for country, count in found)
-        raise LabError(
-            f"customers are in countries that are at home in no region: {named}; add them to"
-            " lab_regions, or mend the rows"
-        )
 
 
 def _undo(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> str:

@@ -23,9 +23,8 @@ from workload import schemas
 from workload.errors import LabError
 from workload.processes import reached
 from workload.schemas import RETIRED, REWRITTEN
-from workload.sharding import capture, gates
+from workload.sharding import capture, gates, uncarried
 from workload.sharding.bulk import LOAD_SETTINGS, run_all
-from workload.sharding.checks import kept_in_place
 from workload.sharding.definition import Definition, grants, of_leaves
 from workload.sharding.leaves import STARTED, TABLES, Leaf, in_lock_order, leaves_of, parents
 from workload.sharding.locks import LOCKS_S, exclusively
@@ -81,7 +80,7 @@ def rewrite(login: Login, regions: Mapping[str, Sequence[str]], region: str) -> 
         try:
             _undo(connection, region, LOCKS_S)
             because = ", ".join(
-                kept_in_place(connection, {leaf.table: leaf.identifier() for leaf in old})
+                uncarried.kept_in_place(connection, {leaf.table: leaf.identifier() for leaf in old})
             )
             pause_ms = _full(connection, old) if because else _rewrite(connection, login, old, new)
             _undo(connection, region, LOCKS_S)
