@@ -26,6 +26,8 @@ class ActionModule(LabAction):
         "name": {"type": "str", "required": True},
         "home": {"type": "str", "required": True},
         "password": {"type": "str", "required": True, "no_log": True},
+        # Customers of each region that are looked for; none given, as LAB_AUDIT_SAMPLE says.
+        "sample": {"type": "int"},
         "state": {"type": "str", "choices": ["audited", "planted"], "default": "audited"},
     }
 
@@ -39,5 +41,7 @@ class ActionModule(LabAction):
         if dry_run:
             return {"changed": False, "holds": True, "lines": []}
         said = io.StringIO()
-        holds = run.run(lab, arguments["password"], Console(file=said, width=WIDTH))
+        holds = run.run(
+            lab, arguments["password"], Console(file=said, width=WIDTH), arguments["sample"]
+        )
         return {"changed": False, "holds": holds, "lines": said.getvalue().splitlines()}

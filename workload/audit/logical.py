@@ -1,99 +1,61 @@
-"""What SQL shows of each region on a node: rows of tables, and values in the statistics."""
+"""What SQL shows of each region on a node: rows of tables, and values of tables and statistics.
+
+Rows are told by their country. Values are compared as salted hashes, which each server computes of
+its own: no node is sent another's e-mails, so none can keep them in its log or in its files.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
+from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import resources
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from workload.audit.canaries import Canary
+from workload.audit.places import Place
 from workload.errors import LabError
 from workload.sql import Login, connect, describe
-from workload.topology import Topology
+from workload.topology import PHASES, Topology
 
 #: The schema of the audit's own control table, which is nobody's data.
 OWN_SCHEMA = "lab_audit"
 #: The region of rows whose country no region serves.
 UNKNOWN = "unknown"
-UUID_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-DATABASES = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname"
-
-# Whatever holds rows here: not foreign tables, nor parents, whose rows are their partitions'. A
-# session's temporary tables nobody else can read: the files show those. global.home says which
-# country is at home where, and is nobody's row.
-TABLES = """
-SELECT c.oid, n.nspname, c.relname,
-  (
-    SELECT coalesce(json_object_agg(attname, format_type(atttypid, NULL)), '{}') FROM pg_attribute
-    WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
-  )
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'm') AND c.relispopulated AND c.relpersistence <> 't'
-  AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> ALL (%s)
-  AND (n.nspname, c.relname) <> ('global', 'home')
-"""
-
-REFERENCES = """
-SELECT c.conrelid, child.attname, c.confrelid, parent.attname
-FROM pg_constraint c
-JOIN pg_attribute child ON child.attrelid = c.conrelid AND child.attnum = c.conkey[1]
-JOIN pg_attribute parent ON parent.attrelid = c.confrelid AND parent.attnum = c.confkey[1]
-WHERE c.contype = 'f' AND cardinality(c.conkey) = 1
-"""
-
-# Partitioned parents and foreign tables too: ANALYZE of either brings other regions' values here.
-STATISTICS = """
-WITH wanted AS (
-  SELECT s.most_common_vals::text::text[] AS common, s.histogram_bounds::text::text[] AS bounds
-  FROM pg_stats s
-  JOIN pg_namespace n ON n.nspname = s.schemaname
-  JOIN pg_class c ON c.relname = s.tablename AND c.relnamespace = n.oid
-  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = s.attname
-  JOIN pg_type t ON t.oid = a.atttypid
-  WHERE (t.typcategory = 'S' OR t.typname = 'uuid')
-    AND s.schemaname NOT LIKE 'pg\\_%%' AND s.schemaname <> ALL (%(own)s)
-  UNION ALL
-  SELECT most_common_vals, NULL FROM pg_stats_ext
-  WHERE schemaname NOT LIKE 'pg\\_%%' AND schemaname <> ALL (%(own)s)
-  UNION ALL
-  SELECT most_common_vals::text::text[], histogram_bounds::text::text[] FROM pg_stats_ext_exprs
-  WHERE schemaname NOT LIKE 'pg\\_%%' AND schemaname <> ALL (%(own)s)
+#: The lab's own tables, at home or as partitions: their rows are told by their country.
+LAB_TABLES = ("customer", "purchase", "test")
+UUID_TEXT = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+#: An e-mail or an id within a longer text. An e-mail that has one of the characters that part
+#: them here is found as a whole value alone.
+WITHIN = r"""[^][:space:]"'`<>(),;:=/|&\\{}[]+@[^][:space:]"'`<>(),;:=/|&\\{}@[]+|""" + UUID_TEXT
+RELATION_FILE = re.compile(
+    r"(?:base|pg_tblspc/(?P<space>\d+)/[^/]+)/(?P<db>\d+)/(?P<node>\d+)(?:_[a-z]+)?(?:\.\d+)?"
 )
-SELECT value FROM wanted, unnest(common) AS value WHERE value IS NOT NULL
-UNION ALL
-SELECT value FROM wanted, unnest(bounds) AS value WHERE value IS NOT NULL
-"""
-
-STATISTICS_FILES = """
-WITH relation AS (
-  SELECT oid, reltoastrelid FROM pg_class
-  WHERE oid IN ('pg_statistic'::regclass, 'pg_statistic_ext_data'::regclass)
-), file AS (
-  SELECT oid FROM relation UNION SELECT reltoastrelid FROM relation
-)
-SELECT pg_relation_filepath(oid) FROM file
-UNION
-SELECT pg_relation_filepath(indexrelid) FROM pg_index WHERE indrelid IN (SELECT oid FROM file)
-"""
-
-NOT_USERS = ["information_schema", OWN_SCHEMA]
+#: Tables up to this size, in bytes, are compared in full; the files of larger ones are searched
+#: for the sample. At some 10 MB/s this is six seconds.
+COMPARED_BYTES = 64_000_000
+#: Hashes that are sent to a home in one statement: one pass over its customers for each.
+BATCH = 200_000
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose rows are customers', or belong to customers."""
+    """A table that holds rows on a node."""
 
     schema: str
     name: str
-    #: Their types by name.
+    #: {name: type and its category in pg_type, as "uuid U"}.
     columns: Mapping[str, str]
+    size: int = 0
+    #: The schema of the partitioned table that it is a part of.
+    root_schema: str | None = None
     #: The countries of its rows come from another one's: its own column, the other's schema, name
     #: and column.
     through: tuple[str, str, str, str] | None = None
@@ -103,18 +65,33 @@ class Table:
         """Its name in a statement."""
         return sql.Identifier(self.schema, self.name)
 
+    @property
+    def is_the_labs(self) -> bool:
+        """Whether the lab's own SQL made it for customers' rows."""
+        home = "public" if self.root_schema is None else self.root_schema
+        return self.name in LAB_TABLES and home in ("public", "global")
 
-@dataclass(frozen=True)
+    @property
+    def texts(self) -> list[str]:
+        """The columns that can hold an e-mail or an id: texts, arrays, composites, uuid, json."""
+        return [name for name, kind in self.columns.items() if kind[-1] in "SAUC"]
+
+
+@dataclass
 class Shown:
     """What a node shows by SQL."""
 
     #: Rows by region.
-    rows: Mapping[str, int]
-    #: Values in the statistics that may be customers'.
-    values: tuple[str, ...]
+    rows: Counter[str] = field(default_factory=Counter)
+    #: Where these are.
+    places: list[Place] = field(default_factory=list)
+    #: Hashes of the values that may be customers', by where they are; the region is "".
+    values: dict[Place, array[int]] = field(default_factory=dict)
+    #: Tables that were not compared, since they are too large: name and bytes.
+    large: list[tuple[str, int]] = field(default_factory=list)
     #: The files of the statistics, relative to the data directory.
-    statistics_files: frozenset[str]
-    #: The setting: zstd leaves nothing of a marker in the WAL's copies of whole pages.
+    statistics_files: set[str] = field(default_factory=set)
+    #: The setting: zstd leaves nothing of a canary in the WAL's copies of whole pages.
     wal_compression: str = "off"
 
 
@@ -123,64 +100,134 @@ class Regions:
 
     def __init__(self, topology: Topology) -> None:
         """Read the regions' countries."""
-        self.origin = topology.origin()
         self._by_country = {
             country: region.name for region in topology.regions for country in region.countries
         }
+        #: Whose a customer without a country is, before customers have one.
+        self.without = (
+            topology.origin()
+            if PHASES.index(topology.phase) < PHASES.index("expand_world")
+            else None
+        )
 
     def of(self, country: str | None) -> str:
         """Return the region that serves a country."""
         return self._by_country.get(country or "", UNKNOWN)
 
 
-def look(login: Login, regions: Regions) -> Shown:
+def hash_of(value: str, salt: str) -> int:
+    """Return what hash_in() makes of a value on a server: 64 bits.
+
+    Of a million customers and a million other values, two would be alike in one of ten million
+    audits.
+    """
+    lowered = "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in value)
+    digest = hashlib.md5(f"{salt}{lowered}".encode(), usedforsecurity=False).hexdigest()
+    return int(digest[:16], 16)
+
+
+def hash_in(value: sql.Composable, salt: str) -> sql.Composed:
+    """Return the expression of a value's hash, in 16 hexadecimal digits; letters' case is one."""
+    return sql.SQL('left(md5({} || lower({} COLLATE "C")), 16)').format(sql.Literal(salt), value)
+
+
+def show(login: Login, regions: Regions, salt: str) -> Shown:
     """Read what a node shows, in every database that takes connections.
 
     Raises LabError with the server's message.
     """
-    rows: Counter[str] = Counter()
-    values: list[str] = []
-    files: set[str] = set()
-    with _connected(login) as connection:
+    shown = Shown()
+    with connected(login) as connection:
         setting = connection.execute("SHOW wal_compression").fetchone()
-    for database in _databases(login):
-        with _connected(database) as connection:
-            tables, has_country = _tables(connection)
-            for table in tables:
-                rows += _count(connection, table, has_country, regions)
-            found = connection.execute(STATISTICS, {"own": NOT_USERS}).fetchall()
-            values += [value for (value,) in found if "@" in value or UUID_TEXT.fullmatch(value)]
-            files.update(path for (path,) in connection.execute(STATISTICS_FILES).fetchall())
-    return Shown(dict(rows), tuple(values), frozenset(files), str(setting[0] if setting else ""))
+        shown.wal_compression = str(setting[0] if setting else "")
+    for database in databases(login):
+        with connected(database) as connection:
+            tables = _tables(connection)
+            counted = _counted(connection, tables, regions)
+            for table in counted.values():
+                rows = _count(connection, table, regions)
+                shown.rows += rows
+                shown.places += [
+                    Place(region, "logical", hits, database.dbname, table.schema, table.name)
+                    for region, hits in rows.items()
+                ]
+            for table in tables.values():
+                is_ours = table.is_the_labs and database.dbname == login.dbname
+                if is_ours or not table.texts or not table.size:
+                    continue
+                if table.size > COMPARED_BYTES:
+                    name = f"{database.dbname}.{table.schema}.{table.name}"
+                    shown.large.append((name, table.size))
+                    continue
+                _take(shown, connection, table, database.dbname, salt)
+            _take_statistics(shown, connection, database.dbname, salt)
+            shown.statistics_files.update(
+                path for (path,) in connection.execute(statement("statistics_files")).fetchall()
+            )
+    return shown
 
 
 def owners(
     logins: Iterable[Login],
-    values: Collection[str],
+    values: Collection[int],
     regions: Regions,
     canaries: Iterable[Canary],
-) -> dict[str, str]:
-    """Return the region of each value that is a customer's e-mail or id on any of the nodes."""
-    found: dict[str, str] = {}
+    salt: str,
+) -> dict[int, set[str]]:
+    """Return the regions of each hash that is a customer's e-mail or id, by the nodes' tables.
+
+    logins: of the primaries; a standby would say the same.
+    """
+    found: dict[int, set[str]] = {}
     for canary in canaries:
-        found.update(dict.fromkeys((canary.email, canary.id, canary.purchase), canary.region))
+        for value in (canary.email, canary.id, canary.purchase):
+            found.setdefault(hash_of(value, salt), set()).add(canary.region)
+    unique = [f"{value:016x}" for value in set(values)]
+    batches = [unique[start : start + BATCH] for start in range(0, len(unique), BATCH)]
+    if not batches:
+        return found
     for login in logins:
-        for database in _databases(login):
-            with _connected(database) as connection:
-                tables, has_country = _tables(connection)
-                for table in tables:
-                    found.update(_owned(connection, table, values, has_country, regions))
+        for database in databases(login):
+            with connected(database) as connection:
+                for table in _counted(connection, _tables(connection), regions).values():
+                    for column in {"email", "id"} & set(table.columns):
+                        for batch in batches:
+                            _own(found, connection, table, column, batch, regions, salt)
     return found
 
 
-def _databases(login: Login) -> list[Login]:
-    with _connected(login) as connection:
-        names = [str(name) for (name,) in connection.execute(DATABASES).fetchall()]
-    return [replace(login, dbname=name) for name in names]
+def relation_of(login: Login, file: str) -> tuple[str, str, str]:
+    """Return the database, schema and name of the relation that a file is of; "" where unknown.
+
+    file: a path below the data directory, as of base/5/16384.1.
+    """
+    matched = RELATION_FILE.fullmatch(file)
+    if not matched:
+        return "", "", ""
+    with connected(login) as connection:
+        row = connection.execute(
+            "SELECT datname FROM pg_database WHERE oid = %s AND datallowconn", (matched["db"],)
+        ).fetchone()
+    if row is None:
+        return "", "", ""
+    with connected(replace(login, dbname=row[0])) as connection:
+        name = connection.execute(
+            "SELECT nspname, relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace"
+            " WHERE c.oid = pg_filenode_relation(%s, %s)",
+            (int(matched["space"] or 0), int(matched["node"])),
+        ).fetchone()
+    return (row[0], *name) if name else (row[0], "", "")
+
+
+def databases(login: Login) -> list[Login]:
+    """Return the logins of all databases of a node."""
+    with connected(login) as connection:
+        rows = connection.execute(statement("databases")).fetchall()
+    return [replace(login, dbname=str(name)) for (name,) in rows]
 
 
 @contextlib.contextmanager
-def _connected(login: Login) -> Iterator[psycopg.Connection[Any]]:
+def connected(login: Login) -> Iterator[psycopg.Connection[Any]]:
     """Yield a read-only connection; raises LabError with the database and the server's message."""
     try:
         with contextlib.closing(connect(login)) as connection:
@@ -193,87 +240,150 @@ def _connected(login: Login) -> Iterator[psycopg.Connection[Any]]:
         ) from error
 
 
-def _tables(connection: psycopg.Connection[Any]) -> tuple[list[Table], bool]:
-    """Return a database's tables of customers' rows, and whether these have a country.
+def statement(name: str) -> sql.SQL:
+    """Return a statement of the folder sql, without the semicolon that psql needs."""
+    text = (resources.files("workload.audit") / "sql" / f"{name}.sql").read_text()
+    return sql.SQL(text.rstrip().removesuffix(";"))
 
-    Before they have one, it is all tables with e-mails and what refers to them.
-    """
-    by_oid: dict[int, Table] = {
-        oid: Table(schema, name, columns)
-        for oid, schema, name, columns in connection.execute(TABLES, (NOT_USERS,)).fetchall()
+
+def _tables(connection: psycopg.Connection[Any]) -> dict[int, Table]:
+    return {
+        oid: Table(schema, name, columns, size, root)
+        for oid, schema, name, size, columns, root in connection.execute(statement("tables"))
     }
-    has_country = any("country" in table.columns for table in by_oid.values())
-    column = "country" if has_country else "email"
-    roots = {oid: table for oid, table in by_oid.items() if column in table.columns}
-    found = list(roots.values())
-    seen = set(roots)
-    for child, own, parent, other in connection.execute(REFERENCES).fetchall():
-        if child in by_oid and child not in seen and parent in roots:
-            seen.add(child)
-            target = roots[parent]
-            through = (str(own), target.schema, target.name, str(other))
-            found.append(replace(by_oid[child], through=through))
-    return found, has_country
 
 
-def _source(table: Table, has_country: bool) -> tuple[sql.Composable, sql.Composable]:
+def _counted(
+    connection: psycopg.Connection[Any], tables: Mapping[int, Table], regions: Regions
+) -> dict[int, Table]:
+    """Return the tables whose rows are customers', or refer to customers by a foreign key.
+
+    Customers have an e-mail and a country; before they have a country, all are the origin's. A
+    table with countries and no customers is reference data, such as a list of countries' names.
+    """
+    found = {
+        oid: table
+        for oid, table in tables.items()
+        if ("email" in table.columns and ("country" in table.columns or regions.without))
+        or ("country" in table.columns and table.is_the_labs)
+    }
+    references = connection.execute(statement("references")).fetchall()
+    grown = True
+    while grown:
+        grown = False
+        for child, own, parent, other in references:
+            if child not in tables or child in found or parent not in found:
+                continue
+            table, target = tables[child], found[parent]
+            if "country" in table.columns:
+                found[child], grown = table, True
+            elif target.through is None:
+                through = (str(own), target.schema, target.name, str(other))
+                found[child], grown = replace(table, through=through), True
+    return found
+
+
+def _source(table: Table) -> tuple[sql.Composable, sql.Composable]:
     """Return what to select a table's rows from, as t, and the expression of their country."""
     source: sql.Composable = sql.SQL("ONLY {} AS t").format(table.identifier)
-    if not has_country:
-        return source, sql.SQL("NULL::text")
-    if table.through is None:
+    if "country" in table.columns:
         return source, sql.SQL("t.country::text")
+    if table.through is None:
+        return source, sql.SQL("NULL::text")
     own, schema, name, other = table.through
-    parent = sql.SQL("{} LEFT JOIN {} AS parent ON parent.{} = t.{}").format(
+    joined = sql.SQL("{} LEFT JOIN {} AS parent ON parent.{} = t.{}").format(
         source, sql.Identifier(schema, name), sql.Identifier(other), sql.Identifier(own)
     )
-    return parent, sql.SQL("parent.country::text")
+    # Of the parent's as a row: it has no such column before customers have a country.
+    return joined, sql.SQL("to_jsonb(parent) ->> 'country'")
 
 
-def _count(
-    connection: psycopg.Connection[Any], table: Table, has_country: bool, regions: Regions
-) -> Counter[str]:
+def _region(country: str | None, regions: Regions) -> str:
+    return regions.without if country is None and regions.without else regions.of(country)
+
+
+def _count(connection: psycopg.Connection[Any], table: Table, regions: Regions) -> Counter[str]:
     """Count a table's rows by region."""
-    found: Counter[str] = Counter()
-    source, country_of = _source(table, has_country)
+    counts: Counter[str] = Counter()
+    source, country_of = _source(table)
     query = sql.SQL("SELECT {}, count(*) FROM {} GROUP BY 1").format(country_of, source)
     for country, rows in connection.execute(query).fetchall():
-        region = regions.of(country) if has_country else regions.origin
         if rows:
-            found[region] += rows
-    return found
+            counts[_region(country, regions)] += rows
+    return counts
 
 
-def _owned(
+def _take(
+    shown: Shown, connection: psycopg.Connection[Any], table: Table, database: str, salt: str
+) -> None:
+    """Add the hashes of all values of a table, and of the e-mails and ids within them."""
+    columns = table.texts
+    values = [
+        sql.SQL("({}, {}, {})").format(
+            sql.Literal(number),
+            sql.Literal(table.columns[column].startswith("uuid ")),
+            sql.SQL(
+                "encode(t.{}, 'escape')"
+                if table.columns[column].startswith("bytea ")
+                else "t.{}::text"
+            ).format(sql.Identifier(column)),
+        )
+        for number, column in enumerate(columns)
+    ]
+    query = sql.SQL(
+        "COPY (SELECT part.number, {hash} FROM ONLY {table} AS t"
+        " CROSS JOIN LATERAL (VALUES {values}) AS whole (number, is_id, value)"
+        " CROSS JOIN LATERAL (SELECT number, value UNION ALL"
+        " SELECT number, rtrim(m[1], '.!?') FROM regexp_matches(value, {within}, 'gi') AS m"
+        " WHERE NOT is_id AND rtrim(m[1], '.!?') <> value) AS part (number, value)"
+        " WHERE part.value <> '') TO STDOUT"
+    ).format(
+        hash=hash_in(sql.SQL("part.value"), salt),
+        table=table.identifier,
+        values=sql.SQL(", ").join(values),
+        within=sql.Literal(f"({WITHIN})"),
+    )
+    hashes = [array("Q") for _ in columns]
+    with connection.cursor().copy(query) as copy:
+        for number, value in copy.rows():
+            hashes[int(number)].append(int(value, 16))
+    for column, content in zip(columns, hashes, strict=True):
+        if content:
+            where = Place("", "logical", 0, database, table.schema, table.name, column)
+            shown.values[where] = content
+
+
+def _take_statistics(
+    shown: Shown, connection: psycopg.Connection[Any], database: str, salt: str
+) -> None:
+    """Add the hashes of the statistics' e-mails and ids."""
+    query = sql.SQL(
+        "SELECT schemaname, tablename, attname, {} FROM ({}) AS shown WHERE value ~ {}"
+    ).format(
+        hash_in(sql.SQL("value"), salt), statement("statistics"), sql.Literal(f"@|^{UUID_TEXT}$")
+    )
+    for schema, table, column, value in connection.execute(query).fetchall():
+        where = Place("", "statistics", 0, database, schema, table, column)
+        shown.values.setdefault(where, array("Q")).append(int(value, 16))
+
+
+def _own(
+    found: dict[int, set[str]],
     connection: psycopg.Connection[Any],
     table: Table,
-    values: Collection[str],
-    has_country: bool,
+    column: str,
+    values: list[str],
     regions: Regions,
-) -> dict[str, str]:
-    """Return the region of each value that is an e-mail or an id in a table."""
-    wanted: dict[str, Sequence[str]] = {
-        "email": [value for value in values if "@" in value],
-        "id": [value for value in values if UUID_TEXT.fullmatch(value)],
-    }
-    found: dict[str, str] = {}
-    for column, candidates in wanted.items():
-        if column not in table.columns or not candidates:
-            continue
-        # An id is looked up by its index.
-        is_uuid = table.columns[column] == "uuid"
-        source, country_of = _source(table, has_country)
-        query = sql.SQL(
-            "SELECT DISTINCT t.{column}::text, {country} FROM {source}"
-            " JOIN unnest(%s::text[]) AS wanted (value) ON {match}"
-        ).format(
-            column=sql.Identifier(column),
-            country=country_of,
-            source=source,
-            match=sql.SQL("t.{0} = value::uuid" if is_uuid else "t.{0}::text = value").format(
-                sql.Identifier(column)
-            ),
-        )
-        for value, country in connection.execute(query, (list(candidates),)).fetchall():
-            found[value] = regions.of(country) if has_country else regions.origin
-    return found
+    salt: str,
+) -> None:
+    """Add the region of each hash that is that of a value of a table's column."""
+    source, country_of = _source(table)
+    query = sql.SQL("SELECT {hash}, {country} FROM {source} WHERE {hash} = ANY({values})").format(
+        hash=hash_in(sql.SQL("t.{}::text").format(sql.Identifier(column)), salt),
+        country=country_of,
+        source=source,
+        # Constants: PostgreSQL looks them up in a hash table.
+        values=sql.Literal(values),
+    )
+    for value, country in connection.execute(query):
+        found.setdefault(int(value, 16), set()).add(_region(country, regions))

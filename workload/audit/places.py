@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Literal
 
 Where = Literal["logical", "heap", "wal", "statistics", "log", "temp"]
@@ -28,6 +29,33 @@ BY_FOLDER: dict[str, Where] = {
     "log": "log",
     "pg_log": "log",
 }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something of a region is on a node: a column, or a file below the data directory."""
+
+    region: str
+    where: Where
+    hits: int
+    database: str = ""
+    schema: str = ""
+    table: str = ""
+    #: "" for rows, which are told by their country.
+    column: str = ""
+    file: str = ""
+    #: Of a log, the line of the first hit.
+    line: int = 0
+    #: Of a file, the first byte of the first hit.
+    offset: int = 0
+    #: Of a log, what kind of line: LOG, FATAL, STATEMENT.
+    severity: str = ""
+    #: Customers of the sample, and not canaries.
+    is_sample: bool = False
+
+    def entry(self) -> dict[str, str | int]:
+        """Return the place as residency.json has it, without what is not known of it."""
+        return {name: value for name, value in vars(self).items() if value not in ("", 0, False)}
 
 
 def classify(path: str, statistics: Collection[str] = ()) -> Where:

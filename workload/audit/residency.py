@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workload import store
-from workload.audit.places import FILES, WHERES, Where
+from workload.audit.controller import Controller
+from workload.audit.places import FILES, WHERES, Place, Where
+from workload.audit.sample import Bound
 from workload.lab import Lab
 from workload.topology import PHASES
 
@@ -17,7 +19,12 @@ NOT_READ = (
     "blocks that the file system has freed, and deleted files that a process still holds open",
     "backups and archives (the lab makes none)",
     "what was written while a node was being read",
+    "what an application has encrypted or packed, or what is split over columns",
 )
+
+
+#: Places of a node that residency.json has.
+PLACES = 100
 
 
 @dataclass
@@ -35,6 +42,17 @@ class NodeFinds:
     not_read: list[str] = field(default_factory=list)
     #: The places that were read without a test of whether the audit would have found anything.
     unproved: list[Where] = field(default_factory=list)
+    #: Where in a place it is, of all regions; entry() and the report have the foreign ones.
+    places: list[Place] = field(default_factory=list)
+    #: What the sample says of each other region.
+    bounds: list[Bound] = field(default_factory=list)
+    #: Tables that were not compared with all customers: name and bytes.
+    large: list[tuple[str, int]] = field(default_factory=list)
+
+    def foreign_places(self) -> list[Place]:
+        """Return where the things of other regions are, in the order of the matrix."""
+        foreign = [place for place in self.places if place.region != self.home_region]
+        return sorted(foreign, key=lambda p: (p.region, WHERES.index(p.where), -p.hits))
 
     def foreign(self) -> dict[str, dict[Where, int]]:
         """Return what is here of each region whose home is elsewhere, by place."""
@@ -58,6 +76,10 @@ class NodeFinds:
             "vanished": self.vanished,
             "not_read": self.not_read,
             "unproved": self.unproved,
+            "places": [place.entry() for place in self.foreign_places()[:PLACES]],
+            "places_total": len(self.foreign_places()),
+            "sample": [bound.entry() for bound in self.bounds],
+            "not_compared": [{"table": name, "bytes": size} for name, size in self.large],
         }
 
 
@@ -73,11 +95,12 @@ class Residency:
     phase: str
     at: str
     nodes: Sequence[NodeFinds]
+    controller: Controller = field(default_factory=Controller)
 
     @property
     def holds(self) -> bool:
-        """Tell whether no node has anything of another region's."""
-        return not any(node.foreign() for node in self.nodes)
+        """Tell whether no node has anything of another region's, nor the controller an e-mail."""
+        return not any(node.foreign() for node in self.nodes) and not self.controller.emails
 
     @property
     def total(self) -> int:
@@ -96,6 +119,7 @@ class Residency:
             "verdict": "HOLDS" if self.holds else "VIOLATED",
             "at": self.at,
             "nodes": {node.node: node.entry() for node in self.nodes},
+            "controller": self.controller.entry(),
             "not_read": list(NOT_READ),
         }
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
-from workload.audit import canaries, control, report, residency
+from workload.audit import canaries, control, controller, logical, report, residency, sample
 from workload.audit.canaries import Canary
-from workload.audit.logical import Regions, Shown, look, owners
-from workload.audit.places import FILES, Where
+from workload.audit.logical import Regions, Shown
+from workload.audit.places import FILES, Place, Where
 from workload.audit.residency import NodeFinds, Residency
+from workload.audit.sample import Bound, Customer
 from workload.audit.scan import Scan, scan
 from workload.errors import LabError, WrongPasswordError
 from workload.lab import Lab
@@ -21,24 +24,26 @@ from workload.sql import Login, connect
 from workload.topology import Topology
 
 
-def run(lab: Lab, password: str, console: Console) -> bool:
+def run(lab: Lab, password: str, console: Console, size: int | None = None) -> bool:
     """Audit a lab, print and save what was found; return whether residency holds.
 
-    Raises LabError where the audit could not be done, which is no verdict.
+    size: customers of each region in the sample, or None for what LAB_AUDIT_SAMPLE says. Raises
+    LabError where the audit could not be done, which is no verdict.
     """
-    found = audit(Topology.load(lab), password)
+    found = audit(Topology.load(lab), password, size)
     residency.save(lab, found)
     report.show(found, console)
     return found.holds
 
 
-def audit(topology: Topology, password: str) -> Residency:
+def audit(topology: Topology, password: str, size: int | None = None) -> Residency:
     """Look for every region's data on every node.
 
     Plants this phase's canaries first. Raises LabError where a region's primary is down, where a
     file cannot be read, and where the audit does not find what it must find.
     """
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    size = sample.size_from() if size is None else size
     planted = canaries.plant(topology.lab, topology)
     logins, silent = _reachable(topology, password)
     for region in topology.regions:
@@ -49,27 +54,49 @@ def audit(topology: Topology, password: str) -> Residency:
                 f" playbooks/{topology.phase}.yml again)"
             )
     regions = Regions(topology)
+    salt = secrets.token_hex(8)
     finds = {name: NodeFinds(name, str(node["region"])) for name, node in topology.nodes.items()}
+    drawn = {
+        region.name: sample.draw(topology, region, logins[region.node], size, planted)
+        for region in topology.regions
+    }
+    customers = [customer for some, _ in drawn.values() for customer in some]
+    strangers = {node: sample.foreign_to(topology, node, customers) for node in topology.nodes}
     with control.shown(logins) as (own, where):
-        shown = {node: look(login, regions) for node, login in logins.items()}
+        shown = {node: logical.show(login, regions, salt) for node, login in logins.items()}
         scans = {
             node: scan(
                 server_of(topology, node),
                 [*planted, own],
                 shown[node].statistics_files if node in shown else (),
+                strangers[node],
             )
             for node in topology.nodes
         }
     _check_control(own, scans, where)
     _check_home(topology, planted, scans)
-    values = {value for node in shown.values() for value in node.values}
-    whose = owners(logins.values(), values, regions, planted)
+    values = {v for node in shown.values() for some in node.values.values() for v in some}
+    # Whoever is in the sample and was found may be a customer of the node's region too.
+    values.update(
+        value
+        for scanned in scans.values()
+        for some in scanned.sampled.values()
+        for customer in some
+        for value in customer.hashes(salt)
+    )
+    primaries = [logins[node] for node in topology.primaries() if node in logins]
+    whose = logical.owners(primaries, values, regions, planted, salt)
     for node, find in finds.items():
         _fill(find, scans[node], shown.get(node), whose)
+        _fill_sample(find, scans[node], strangers[node], drawn, whose, salt)
+        if node in logins:
+            find.places = [_named(logins[node], place) for place in find.foreign_places()]
         if node in silent:
             find.not_read.append(f"tables and statistics by SQL ({silent[node]})")
         find.unproved = [place for place in FILES if place not in where.get(node, ())]
-    return Residency(topology.phase, at, list(finds.values()))
+    return Residency(
+        topology.phase, at, list(finds.values()), controller.read(topology.lab, customers)
+    )
 
 
 def _reachable(topology: Topology, password: str) -> tuple[dict[str, Login], dict[str, str]]:
@@ -91,7 +118,9 @@ def _reachable(topology: Topology, password: str) -> tuple[dict[str, Login], dic
     return logins, silent
 
 
-def _fill(find: NodeFinds, scanned: Scan, shown: Shown | None, whose: Mapping[str, str]) -> None:
+def _fill(
+    find: NodeFinds, scanned: Scan, shown: Shown | None, whose: Mapping[int, set[str]]
+) -> None:
     """Enter what was found on a node.
 
     In statistics the same value may be seen by SQL and in the file: the larger count stands, since
@@ -100,16 +129,39 @@ def _fill(find: NodeFinds, scanned: Scan, shown: Shown | None, whose: Mapping[st
     found: Counter[tuple[str, Where]] = Counter(
         {key: hits for key, hits in scanned.hits.items() if key[0]}
     )
+    find.places += [place for place in scanned.places if not place.is_sample]
     if shown is not None:
+        find.places += shown.places
+        find.large = shown.large
         for region, rows in shown.rows.items():
             found[region, "logical"] = rows
-        values = Counter(whose[value] for value in shown.values if value in whose)
+        values: Counter[str] = Counter()
+        tables: dict[tuple[str, ...], int] = {}
+        nobodys = 0
+        counted = {(p.region, p.database, p.schema, p.table) for p in shown.places}
+        for place, hashes in shown.values.items():
+            matched = Counter(
+                min(whose[value], key=lambda region: (region != find.home_region, region))
+                for value in hashes
+                if value in whose
+            )
+            find.places += [replace(place, region=r, hits=n) for r, n in matched.items()]
+            if place.where == "statistics":
+                values += matched
+                nobodys += len(hashes) - matched.total()
+                continue
+            for region, count in matched.items():
+                key = (region, place.database, place.schema, place.table)
+                # One row has a customer's e-mail and id; rows that are counted are not added.
+                if key not in counted:
+                    tables[key] = max(count, tables.get(key, 0))
+        for (region, *_), count in tables.items():
+            found[region, "logical"] += count
         for region, count in values.items():
             found[region, "statistics"] = max(count, found[region, "statistics"])
-        nobody = sum(value not in whose for value in shown.values)
-        if nobody:
+        if nobodys:
             find.not_read.append(
-                f"the owners of {nobody:,} values in the statistics, which no customer has now"
+                f"the owners of {nobodys:,} values in the statistics, which no customer has now"
             )
         if shown.wal_compression == "zstd":
             find.not_read.append("copies of whole pages in the WAL, since wal_compression is zstd")
@@ -118,6 +170,50 @@ def _fill(find: NodeFinds, scanned: Scan, shown: Shown | None, whose: Mapping[st
     find.found = dict(found)
     find.read = dict(scanned.read)
     find.seconds, find.vanished = scanned.seconds, scanned.vanished
+
+
+def _fill_sample(
+    find: NodeFinds,
+    scanned: Scan,
+    strangers: Sequence[Customer],
+    drawn: Mapping[str, tuple[Sequence[Customer], int]],
+    whose: Mapping[int, set[str]],
+    salt: str,
+) -> None:
+    """Enter which customers of the sample were found in a node's files."""
+    everywhere: dict[str, set[Customer]] = {}
+    for (region, where), customers in scanned.sampled.items():
+        away = {
+            customer
+            for customer in customers
+            if not any(find.home_region in whose.get(v, ()) for v in customer.hashes(salt))
+        }
+        if away:
+            everywhere.setdefault(region, set()).update(away)
+            find.found[region, where] = find.found.get((region, where), 0) + len(away)
+            find.places += [
+                place
+                for place in scanned.places
+                if (place.region, place.where, place.is_sample) == (region, where, True)
+            ]
+    for region, count in Counter(customer.region for customer in strangers).items():
+        find.bounds.append(
+            Bound(
+                region,
+                drawn[region][1],
+                count,
+                len(everywhere.get(region, ())),
+                sum(not customer.email for customer in strangers if customer.region == region),
+            )
+        )
+
+
+def _named(login: Login, place: Place) -> Place:
+    """Return a place in a table's file with the table's name."""
+    if place.where in ("heap", "statistics") and place.file:
+        database, schema, table = logical.relation_of(login, place.file)
+        return replace(place, database=database, schema=schema, table=table)
+    return place
 
 
 def _check_control(

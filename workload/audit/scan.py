@@ -1,23 +1,28 @@
-"""Look for canaries in a node's raw files, without trusting what SQL shows.
+"""Look for canaries and a sample of customers in a node's raw files, without trusting SQL.
 
 GNU grep does it, in a script on the node's data directory: it reads hundreds of MB/s, and the
 images have it. It holds a line in memory, so lines have to be short: in PostgreSQL's own files they
 end at zero bytes (-z), of which these are full, and in logs at line feeds.
+
+What is searched for are real customers of other regions too, so it never reaches the node's disk:
+it comes by standard input and stands in shared memory while the scan lasts.
 """
 
 from __future__ import annotations
 
 import base64
 import itertools
+import os
 import re
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from workload.audit import places
 from workload.audit.canaries import Canary, Kind
-from workload.audit.places import Where
+from workload.audit.places import Place, Where
+from workload.audit.sample import Customer, is_whole
 from workload.errors import LabError
 from workload.nodes.server import NodeServer
 
@@ -36,16 +41,18 @@ SCRIPT = r"""
 export LC_ALL=C
 cd "$PGDATA"
 [ -e PG_VERSION ] || { echo "there is no cluster in $PGDATA" >&2; exit 1; }
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+work=$(if [ -w /dev/shm ]; then mktemp -d -p /dev/shm; else mktemp -d; fi)
+logs=$(mktemp -d)
+trap 'rm -rf "$work" "$logs"' EXIT
 IFS= read -r patterns
 printf %s "$patterns" | base64 -d >"$work/patterns"
 log=$LOG
 if [ "$log" = - ]; then
-  log=$work/server.log
+  log=$logs/server.log
   cat >"$log"
 fi
 : >"$work/hits"
+: >"$work/lines"
 : >"$work/errors"
 
 list() {
@@ -77,10 +84,10 @@ scan() {
     wait "$pid" || { echo "grep or xargs failed" >&2; exit 1; }
   done
   status=0
-  xargs -0 -r grep -aobHZF -f "$work/patterns" -- <"$work/part.logs" >"$work/part.lines" \
+  xargs -0 -r grep -naobHZF -f "$work/patterns" -- <"$work/part.logs" >"$work/part.lines" \
     2>"$work/part.logs.errors" || status=$?
   [ "$status" = 0 ] || [ "$status" = 123 ] || { echo "grep or xargs failed" >&2; exit 1; }
-  tr '\n' '\0' <"$work/part.lines" >>"$work/hits"
+  tr '\n' '\0' <"$work/part.lines" >>"$work/lines"
   cat "$work"/part.*.hits >>"$work/hits"
   cat "$work"/part.*.errors >>"$work/errors"
 }
@@ -90,11 +97,26 @@ list before
 sort -z -k2,2rn "$work/before" | sed -z -n 's/^f [0-9]* //p' | scan
 list after
 comm -z -13 "$work/before.names" "$work/after.names" | scan
-for name in before after hits errors; do
+for name in before after hits lines errors; do
   echo "# $name"
   base64 "$work/$name"
 done
 """
+
+# Its input has a line for each part of a file: first byte, bytes, and path in base64.
+CONTEXT_SCRIPT = r"""
+cd "$PGDATA"
+while read -r first count path; do
+  { tail -c "+$((first + 1))" -- "$(printf %s "$path" | base64 -d)" | head -c "$count"; } \
+    2>/dev/null | base64 -w 0
+  echo
+done
+"""
+#: E-mails that are compared with what stands around them; the rest is not needed for a verdict.
+COMPARED = 200
+#: Bytes before a hit in a log: enough for the line's prefix.
+LINE = 400
+SEVERITY = re.compile(rb"\b(LOG|ERROR|FATAL|PANIC|WARNING|NOTICE|DETAIL|HINT|CONTEXT|STATEMENT): ")
 
 
 @dataclass
@@ -111,6 +133,10 @@ class Scan:
     hits: Counter[tuple[str, Where]] = field(default_factory=Counter)
     #: What was found of each canary, by its marker.
     kinds: dict[str, set[tuple[Where, Kind]]] = field(default_factory=dict)
+    #: Customers of the sample that were found, by region and place.
+    sampled: dict[tuple[str, Where], set[Customer]] = field(default_factory=dict)
+    #: Where the hits are: a file each, and the first line in a log.
+    places: list[Place] = field(default_factory=list)
     #: The server's log is kept by nobody.
     no_log: bool = False
 
@@ -119,18 +145,20 @@ def scan(
     server: NodeServer,
     canaries: Iterable[Canary],
     statistics: Collection[str] = (),
+    sample: Iterable[Customer] = (),
 ) -> Scan:
-    """Search all of a node's files, and its server's log, for canaries.
+    """Search all of a node's files, and its server's log, for canaries and a sample of customers.
 
     statistics: paths of the statistics' files, as pg_relation_filepath() gives them. Raises
     LabError, with node and file, where one cannot be read: a part that nobody looked at holds no
     proof.
     """
     known: dict[bytes, tuple[Canary, Kind]] = {}
+    customers = {pattern: customer for customer in sample for pattern in customer.patterns()}
     for canary in canaries:
         known.update({pattern: (canary, kind) for pattern, kind in canary.patterns().items()})
     found = Scan(server.place.node)
-    stdin = base64.b64encode(b"\n".join(known) + b"\n") + b"\n"
+    stdin = base64.b64encode(b"\n".join([*known, *customers]) + b"\n") + b"\n"
     started = time.monotonic()
     file = server.log_file()
     said = server.log_bytes() if file is None else b""
@@ -141,8 +169,35 @@ def scan(
     parts = _parts(output)
     gone = _gone(found.node, parts["errors"])
     where = _account(found, parts, gone, statistics)
-    _count(found, parts["hits"], known, where)
+    hits = _hits(parts)
+    _count(found, [hit for hit in hits if hit.pattern in known], known, where)
+    strangers = [hit for hit in hits if hit.pattern in customers]
+    _sample(found, strangers, customers, where, server, said or b"")
+    found.places = [_said(server, place, said or b"") for place in found.places]
     return found
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A pattern in a file."""
+
+    path: str
+    offset: int
+    pattern: bytes
+    line: int = 0
+
+
+def _hits(parts: Mapping[str, bytes]) -> list[Hit]:
+    """Return the scan's hits; those in logs have a line."""
+    hits = []
+    for name in ("hits", "lines"):
+        records = parts[name].split(b"\0")[:-1]
+        for path_bytes, match in zip(records[::2], records[1::2], strict=True):
+            path = path_bytes.decode(errors="surrogateescape")
+            line, _, rest = match.partition(b":") if name == "lines" else (b"0", b"", match)
+            offset, _, pattern = rest.partition(b":")
+            hits.append(Hit(path, int(offset), pattern, int(line)))
+    return hits
 
 
 def _parts(output: bytes) -> dict[str, bytes]:
@@ -190,25 +245,92 @@ def _account(
 
 def _count(
     found: Scan,
-    hits: bytes,
+    hits: Iterable[Hit],
     known: Mapping[bytes, tuple[Canary, Kind]],
     where: Mapping[str, Where],
 ) -> None:
     """Count the places of each canary: windows of one marker that are side by side are one."""
-    records = hits.split(b"\0")[:-1]
-    places_of: dict[tuple[str, str, str], list[int]] = {}
-    for path_bytes, match in zip(records[::2], records[1::2], strict=True):
-        path = path_bytes.decode(errors="surrogateescape")
-        offset, _, pattern = match.partition(b":")
-        canary, kind = known[pattern]
-        found.kinds.setdefault(canary.marker, set()).add((where[path], kind))
+    places_of: dict[tuple[str, str, str], list[Hit]] = {}
+    for hit in hits:
+        canary, kind = known[hit.pattern]
+        found.kinds.setdefault(canary.marker, set()).add((where[hit.path], kind))
         # An id and a marker are places of their own, be they in one row.
-        what = canary.marker if kind in ("marker", "window") else pattern.hex()
-        places_of.setdefault((path, canary.region, what), []).append(int(offset))
-    for (path, region, _), offsets in places_of.items():
-        offsets.sort()
-        apart = sum(later - earlier > ONE_PLACE for earlier, later in itertools.pairwise(offsets))
+        what = canary.marker if kind in ("marker", "window") else hit.pattern.hex()
+        places_of.setdefault((hit.path, canary.region, what), []).append(hit)
+    files: dict[tuple[str, str], tuple[int, Hit]] = {}
+    for (path, region, _), group in places_of.items():
+        group.sort(key=lambda hit: hit.offset)
+        apart = sum(
+            later.offset - earlier.offset > ONE_PLACE
+            for earlier, later in itertools.pairwise(group)
+        )
         found.hits[region, where[path]] += 1 + apart
+        count, first = files.get((region, path), (0, group[0]))
+        files[region, path] = (count + 1 + apart, min(first, group[0], key=lambda hit: hit.offset))
+    found.places += [
+        Place(region, where[path], count, file=path, line=first.line, offset=first.offset)
+        for (region, path), (count, first) in files.items()
+        if region
+    ]
+
+
+def _sample(
+    found: Scan,
+    hits: Sequence[Hit],
+    customers: Mapping[bytes, Customer],
+    where: Mapping[str, Where],
+    server: NodeServer,
+    log: bytes,
+) -> None:
+    """Enter the customers of the sample that were found; a part of a longer e-mail is none."""
+    emails = [hit for hit in hits if b"@" in hit.pattern][:COMPARED]
+    wanted = [(h.path, max(h.offset - 1, 0), len(h.pattern) + 3) for h in emails]
+    whole = [hit for hit in hits if b"@" not in hit.pattern]
+    for hit, text in zip(emails, _contexts(server, wanted, log), strict=True):
+        before, _, after = text.partition(hit.pattern)
+        if is_whole(hit.pattern, before, after):
+            whole.append(hit)
+    files: dict[tuple[str, str], list[Hit]] = {}
+    for hit in whole:
+        customer = customers[hit.pattern]
+        found.sampled.setdefault((customer.region, where[hit.path]), set()).add(customer)
+        files.setdefault((customer.region, hit.path), []).append(hit)
+    for (region, path), group in files.items():
+        first = min(group, key=lambda hit: hit.offset)
+        found.places.append(
+            Place(
+                region, where[path], len(group), file=path, line=first.line,
+                offset=first.offset, is_sample=True,
+            )
+        )  # fmt: skip
+
+
+def _said(server: NodeServer, place: Place, log: bytes) -> Place:
+    """Return a place with a path below the data directory, and of a log what kind of line it is."""
+    severity = ""
+    if place.where == "log":
+        start = max(place.offset - LINE, 0)
+        (text,) = _contexts(server, [(place.file, start, place.offset - start)], log)
+        kinds = SEVERITY.findall(text.rpartition(b"\n")[2])
+        severity = kinds[0].decode() if kinds else ""
+    # A log that the engine keeps was put beside the data directory for the scan.
+    file = "the server's log" if place.file.startswith("/") else place.file.removeprefix("./")
+    return replace(place, file=file, severity=severity)
+
+
+def _contexts(
+    server: NodeServer, wanted: Sequence[tuple[str, int, int]], log: bytes
+) -> list[bytes]:
+    """Return parts of files by path, first byte and length; b"" of a file that is gone."""
+    kept_by_engine = bool(log) and server.log_file() is None
+    remote = [part for part in wanted if not (kept_by_engine and part[0].startswith("/"))]
+    lines = [
+        f"{first} {count} {base64.b64encode(os.fsencode(path)).decode()}\n"
+        for path, first, count in remote
+    ]
+    output = server.run(CONTEXT_SCRIPT, {}, "".join(lines).encode()) if lines else b""
+    parts = dict(zip(remote, map(base64.b64decode, output.split(b"\n")), strict=False))
+    return [parts[part] if part in parts else log[part[1] : part[1] + part[2]] for part in wanted]
 
 
 def _not_whole(node: str, what: str) -> str:
