@@ -128,7 +128,9 @@ def test_email_in_any_table_is_found_in_its_file(
     held.query("CREATE TABLE scratch (note text)")
     try:
         held.query(f"INSERT INTO scratch VALUES ('for {strangers[0].email}')")
-        assert foreign(look(held)) == {node: {"us": {"heap", "wal"}} for node in ("eu", "eu_2")}
+        assert foreign(look(held)) == {
+            node: {"us": {"logical", "heap", "wal"}} for node in ("eu", "eu_2")
+        }
         # The rows that DELETE leaves behind are there still.
         held.query("DELETE FROM scratch")
         assert "heap" in foreign(look(held))["eu_2"]["us"]
@@ -242,6 +244,7 @@ def test_rows_are_seen_in_another_database(held: LabUnderTest, strangers: list[C
             )
         found = foreign(look(held))["eu"]
         assert found["unknown"] == {"logical"}
+        assert "logical" in found["us"]
         assert "heap" in found["us"]
     finally:
         held.query("DROP DATABASE elsewhere WITH (FORCE)")

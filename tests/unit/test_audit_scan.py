@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from workload.audit.canaries import Canary, new_canary
+from workload.audit.sample import Customer
 from workload.audit.scan import ONE_PLACE, scan
 from workload.errors import LabError
 from workload.lab import Lab
@@ -157,3 +158,26 @@ def test_linked_folder_is_read(data: Path, canary: Canary, tmp_path: Path) -> No
     (data / "pg_tblspc").mkdir()
     (data / "pg_tblspc/16400").symlink_to(tmp_path / "space")
     assert scan(node(data), [canary]).hits == {("us", "heap"): 1}
+
+
+def test_sample_is_found_by_email_and_by_id_and_has_its_line_in_a_log(data: Path) -> None:
+    ann, bob = (
+        Customer("us", f"{number}b0c0d0e-1111-4222-8333-444455556666", f"{name}@shop.example")
+        for number, name in ((1, "ann"), (2, "bob"))
+    )
+    row = b"\0\x23ann@shop.exampleuk" + bytes(90)
+    (data / "base/5/16384").write_bytes(row + UUID(bob.id).bytes + bytes(9) + b"joann@shop.example")
+    log = f"LOG: a\n2026-01-01 [7] FATAL: role '{ann.email}'\nLOG: joann@shop.example\n"
+    scanned = scan(node(data, log.encode()), [], (), [ann, bob])
+    assert scanned.sampled == {("us", "heap"): {ann, bob}, ("us", "log"): {ann}}
+    heap, line = sorted(scanned.places, key=lambda place: place.where)
+    assert (heap.file, heap.hits) == ("base/5/16384", 2)
+    assert (line.line, line.severity, line.hits) == (2, "FATAL", 1)
+    assert "@" not in repr(scanned.places)
+
+
+def test_what_is_searched_for_never_reaches_the_nodes_disk(data: Path) -> None:
+    ann = Customer("us", "1b0c0d0e-1111-4222-8333-444455556666", "ann@shop.example")
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    scan(node(data), [], (), [ann])
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
