@@ -49,6 +49,10 @@ class NodeFinds:
     #: Tables that were not compared with all customers: name and bytes.
     large: list[tuple[str, int]] = field(default_factory=list)
 
+    def rank(self, region: str) -> tuple[bool, bool, str]:
+        """Order the regions that a value is of: its node's own first, an unknown one last."""
+        return region != self.home_region, region == "unknown", region
+
     def foreign_places(self) -> list[Place]:
         """Return where the things of other regions are, in the order of the matrix."""
         foreign = [place for place in self.places if place.region != self.home_region]

@@ -141,9 +141,7 @@ def _fill(
         counted = {(p.region, p.database, p.schema, p.table) for p in shown.places}
         for place, hashes in shown.values.items():
             matched = Counter(
-                min(whose[value], key=lambda region: (region != find.home_region, region))
-                for value in hashes
-                if value in whose
+                min(whose[value], key=find.rank) for value in hashes if value in whose
             )
             find.places += [replace(place, region=r, hits=n) for r, n in matched.items()]
             if place.where == "statistics":
