@@ -68,7 +68,17 @@ printf '%s\n' "synchronous_standby_names = 'fenced'" >>"$PGDATA/postgresql.auto.
 # pg_rewind ends the crash recovery of a killed server first, and does that as a primary: for this
 # one second the fence is the setting above, with which nothing could be acknowledged. On standard
 # output is the reason where it fails, nothing where it does not.
+#
+# A node that follows the primary already, since a run was killed after this, is left as it is: its
+# recovery, ended as a primary, would write a record of its own into the primary's timeline, which
+# no rewind undoes, and the node could never stream again.
 REWIND = r"""
+state=$(LC_ALL=C pg_controldata "$PGDATA" | sed -n 's/^Database cluster state: *//p')
+if [ "$(tail -n 3 "$PGDATA/postgresql.auto.conf")" = "$follow" ] &&
+  { [ "$state" = 'in archive recovery' ] || [ "$state" = 'shut down in recovery' ]; }; then
+  touch "$PGDATA/standby.signal"
+  exit 0
+fi
 rm -f "$PGDATA/standby.signal" "$PGDATA/postmaster.pid"
 log=$PGDATA/rewind.log
 if pg_rewind --target-pgdata="$PGDATA" --source-server="$SOURCE" >"$log" 2>&1; then
