@@ -104,9 +104,15 @@ exhibit: setup ## Show on throw-away data why a step is not taken (NAME=shared-v
 image: ## Build a stand-in for the image postgres:16 where no registry can be reached
 	@scripts/build-image
 
-.PHONY: test
-test: setup-dev ## Run all tests that this machine can run (ARGS= for pytest)
-	@$(PYTHON_VENV) -m pytest $(ARGS)
+.PHONY: check test soak
+check: setup-dev ## Run the quick tests, in about a minute (ARGS= for pytest)
+	@scripts/test check $(ARGS)
+
+test: setup-dev ## Run the tests of every change that this machine can run (ARGS= for pytest)
+	@scripts/test test $(ARGS)
+
+soak: setup-dev ## Run the tests that take longest (LAB_TEST_SEED= gives random kills again)
+	@scripts/test soak $(ARGS)
 
 .PHONY: bad-input
 bad-input: setup-dev

@@ -19,7 +19,7 @@ import psycopg
 
 from bench.labs import bench_lab
 from bench.rows import Row
-from bench.writers import beyond_a_warm_one, writers
+from tests.fixtures.writers import beyond_a_warm_one, writers
 from workload.sharding.rewrite import rewrite
 from workload.topology import Topology
 

@@ -27,8 +27,9 @@ REGIONS = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y"]}
 KNOWN = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y", "br"]}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """Return the one server of a worker; connection gives each test an empty schema on it."""
     base = tmp_path_factory.mktemp("server") / "node"
     made = EmbeddedServer(base, free_ports(), embedded.find_bin_dir())
     with made.locked() as lock:

@@ -26,7 +26,11 @@ from workload.sql import Login, connect
 PASSWORD = "pass word's"
 
 # Servers are meant to outlive the objects that started them.
-pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+pytestmark = [
+    # Each test has a server of its own.
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 
 
 def bring_up(server: EmbeddedServer, timeout_s: float = 60) -> tuple[bool, bool]:

@@ -30,8 +30,9 @@ def login(server: EmbeddedServer) -> Login:
     """Return a login to a database without any tables."""
     operator = Login("127.0.0.1", server.port, "postgres", PASSWORD)
     with psycopg.connect(operator.conninfo(), autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS thing, other")
-    return operator
+        connection.execute("DROP DATABASE IF EXISTS scripts WITH (FORCE)")
+        connection.execute("CREATE DATABASE scripts")
+    return replace(operator, dbname="scripts")
 
 
 def tables(login: Login) -> set[str]:

@@ -251,8 +251,17 @@ def many_files() -> Iterator[None]:
 # -- time --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("connections", [1, 100])
-@pytest.mark.parametrize("rtt_ms", [80, 155, 230])
+@pytest.mark.serial
+@pytest.mark.parametrize(
+    ("rtt_ms", "connections"),
+    [
+        (80, 100),
+        *(
+            pytest.param(rtt_ms, connections, marks=pytest.mark.soak)
+            for rtt_ms, connections in ((80, 1), (155, 1), (155, 100), (230, 1), (230, 100))
+        ),
+    ],
+)
 @scenario
 async def test_rtt_is_as_configured(wan: Wan, rtt_ms: float, connections: int) -> None:
     wan.ensure(jitter_ms=0.5, eu_us=rtt_ms)
@@ -285,6 +294,7 @@ async def test_rtt_is_as_configured(wan: Wan, rtt_ms: float, connections: int) -
             seen.append(await p50_is_off_by())
 
 
+@pytest.mark.serial
 @scenario
 async def test_jitter_stays_in_its_bounds(wan: Wan) -> None:
     wan.ensure(jitter_ms=5, eu_us=40)
@@ -296,6 +306,7 @@ async def test_jitter_stays_in_its_bounds(wan: Wan) -> None:
     assert 36 < median(times) < 48
 
 
+@pytest.mark.serial
 @scenario
 async def test_connect_feels_one_rtt(wan: Wan) -> None:
     """The node is reached after half an RTT; what it says at once is there after a whole one."""
@@ -319,6 +330,7 @@ async def test_connect_feels_one_rtt(wan: Wan) -> None:
     assert 0.4 <= answered < 0.45
 
 
+@pytest.mark.serial
 @scenario
 async def test_end_takes_half_an_rtt(wan: Wan) -> None:
     ended: list[float] = []
@@ -339,6 +351,7 @@ async def test_end_takes_half_an_rtt(wan: Wan) -> None:
     assert 0.05 <= ended[0] - closed < 0.09
 
 
+@pytest.mark.serial
 @scenario
 async def test_reset_by_a_client_takes_half_an_rtt(wan: Wan) -> None:
     broken: list[float] = []
@@ -360,6 +373,7 @@ async def test_reset_by_a_client_takes_half_an_rtt(wan: Wan) -> None:
     assert 0.05 <= broken[0] - sent < 0.09
 
 
+@pytest.mark.serial
 @scenario
 async def test_refused_target_resets_the_client_after_one_rtt(wan: Wan) -> None:
     wan.ensure(eu_us=100)
@@ -425,6 +439,7 @@ async def test_client_that_says_all_at_once_is_heard(wan: Wan) -> None:
     assert heard == [b"all of it"]
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("many_files")
 @scenario
 async def test_1000_connections(wan: Wan) -> None:
@@ -567,6 +582,7 @@ async def test_others_go_on_while_one_receiver_stalls(wan: Wan) -> None:
 # -- cut, reset, slow --------------------------------------------------------------------------
 
 
+@pytest.mark.serial
 @scenario
 async def test_hole_holds_and_healing_delivers_in_order(wan: Wan) -> None:
     wan.ensure()
@@ -641,6 +657,7 @@ async def test_one_way_hole_stops_the_answers_to_the_other_side(wan: Wan) -> Non
         assert await cut.reader.readexactly(1) == b"x"
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("one_way", [False, True])
 @pytest.mark.parametrize("link", ["us-eu", "eu-us"])
 @scenario
@@ -726,6 +743,7 @@ async def test_reset_one_way_spares_what_the_other_side_began(wan: Wan) -> None:
         assert await theirs.ping() >= 20
 
 
+@pytest.mark.serial
 @scenario
 async def test_slow_link_and_back(wan: Wan) -> None:
     wan.ensure()
@@ -740,6 +758,7 @@ async def test_slow_link_and_back(wan: Wan) -> None:
         assert 20 <= await client.rtt() < 45
 
 
+@pytest.mark.serial
 @scenario
 async def test_bytes_do_not_overtake_when_a_link_gets_faster(wan: Wan) -> None:
     wan.ensure(eu_us=400)

@@ -21,7 +21,6 @@ import psycopg
 import pytest
 from rich.console import Console
 
-from bench.writers import Writer, at_work, beyond_a_warm_one, writers
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, Play, eventually
 from tests.fixtures.traffic import (
     NOISE_MS,
@@ -33,6 +32,7 @@ from tests.fixtures.traffic import (
     play_traffic,
     traffic,
 )
+from tests.fixtures.writers import Writer, at_work, beyond_a_warm_one, writers
 from workload.audit import canaries
 from workload.audit.places import Place, Where
 from workload.audit.residency import Residency
