@@ -19,6 +19,8 @@ from tests.fixtures.require import skip_or_fail
 from workload.errors import LabError
 from workload.nodes.embedded import ROOT_ESCAPE, find_bin_dir
 
+pytestmark = pytest.mark.soak
+
 SHOW = [sys.executable, "-m", "exhibits", "shared-volume", "--seconds=3"]
 
 

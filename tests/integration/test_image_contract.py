@@ -16,7 +16,7 @@ from docker.models.containers import Container
 
 from tests.fixtures.docker import IMAGE, Containers, File, eventually, exit_status, log, run
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.soak]
 
 PGDATA = "/var/lib/postgresql/data"
 WAL = "/var/lib/postgresql/wal"

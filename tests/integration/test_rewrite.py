@@ -202,6 +202,7 @@ def test_writers_go_on_and_nothing_of_theirs_is_lost(
     assert one(connection, rows) == (20_000,)
 
 
+@pytest.mark.soak
 def test_killed_at_any_moment_the_next_one_does_it(
     connection: psycopg.Connection[Any], login: Login
 ) -> None:

@@ -11,14 +11,14 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from tests.fixtures.kills import kill_all
 from tests.fixtures.labs import LabUnderTest
 from tests.fixtures.traffic import acknowledged, traffic
-from tests.playbooks.test_interrupted import kill_all
 from workload.audit.run import audit
 from workload.proof.verify import verify
 from workload.topology import Topology
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 SEED = int(os.environ.get("LAB_TEST_SEED") or 20261124)
 #: What the catalogue of eu says at a moment of the phase.

@@ -9,11 +9,10 @@ import psutil
 import psycopg
 import pytest
 
-from tests.fixtures.labs import CHECKOUT, LabUnderTest
+from tests.fixtures.labs import LabUnderTest
 from tests.playbooks.traces import traces
 from workload.topology import Topology
 
-PLAYBOOKS = sorted(path.stem for path in (CHECKOUT / "playbooks").glob("*.yml"))
 KEEP = (
     "INSERT INTO customer (email) VALUES ('kept@example.com');"
     " INSERT INTO purchase (customer_id, amount) SELECT id, 4.2 FROM customer"
@@ -21,15 +20,6 @@ KEEP = (
 KEPT = "SELECT email, amount::text FROM purchase JOIN customer ON customer.id = customer_id"
 
 
-@pytest.mark.parametrize("playbook", PLAYBOOKS)
-def test_syntax(new_lab: Callable[..., LabUnderTest], playbook: str) -> None:
-    lab = new_lab()
-    play = lab.play(playbook, "--syntax-check")
-    assert play.status == 0, play.output + play.errors
-    assert play.errors == ""
-
-
-@pytest.mark.slow
 def test_dry_run_on_an_empty_lab_makes_nothing(lab: LabUnderTest) -> None:
     play = lab.play_ok("before", "--check")
     assert play.changed > 0
@@ -37,23 +27,19 @@ def test_dry_run_on_an_empty_lab_makes_nothing(lab: LabUnderTest) -> None:
     assert traces(lab) == []
 
 
-@pytest.mark.slow
 def test_second_run_changes_nothing(shared_lab: LabUnderTest) -> None:
     assert shared_lab.play_ok("before").changed == 0
 
 
-@pytest.mark.slow
 def test_dry_run_on_a_running_lab_changes_nothing(shared_lab: LabUnderTest) -> None:
     assert shared_lab.play_ok("before", "--check").changed == 0
 
 
-@pytest.mark.slow
 def test_site_is_the_same_road(shared_lab: LabUnderTest) -> None:
     play = shared_lab.play_ok("site", "--list-tasks")
     assert "before" in play.output.lower()
 
 
-@pytest.mark.slow
 def test_says_which_runtime_and_why_on_one_line_a_task(
     new_lab: Callable[..., LabUnderTest],
 ) -> None:
@@ -68,7 +54,6 @@ def test_says_which_runtime_and_why_on_one_line_a_task(
         lab.remove()
 
 
-@pytest.mark.slow
 def test_topology_says_where_the_customers_go(shared_lab: LabUnderTest) -> None:
     topology = Topology.load(shared_lab.lab)
     assert (topology.phase, topology.runtime) == ("before", shared_lab.runtime)
@@ -81,13 +66,11 @@ def test_topology_says_where_the_customers_go(shared_lab: LabUnderTest) -> None:
     assert all(isinstance(country, str) for country in region.countries)
 
 
-@pytest.mark.slow
 def test_state_file_says_what_it_was_begun_as(shared_lab: LabUnderTest) -> None:
     state = json.loads((shared_lab.lab.home / "lab.json").read_text())
     assert state == {"name": shared_lab.lab.name, "runtime": shared_lab.runtime}
 
 
-@pytest.mark.slow
 def test_server_is_as_later_phases_need_it(shared_lab: LabUnderTest) -> None:
     settings = {
         name: shared_lab.query(f"SHOW {name}")[0][0]
@@ -101,7 +84,6 @@ def test_server_is_as_later_phases_need_it(shared_lab: LabUnderTest) -> None:
     }
 
 
-@pytest.mark.slow
 def test_port_is_open_on_loopback_alone(shared_lab: LabUnderTest) -> None:
     listening = {
         connection.laddr.ip
@@ -113,7 +95,6 @@ def test_port_is_open_on_loopback_alone(shared_lab: LabUnderTest) -> None:
     assert listening == {"127.0.0.1"}
 
 
-@pytest.mark.slow
 def test_server_that_was_killed_comes_back_with_its_data(lab: LabUnderTest) -> None:
     lab.play_ok("before")
     lab.query(KEEP)
@@ -126,7 +107,6 @@ def test_server_that_was_killed_comes_back_with_its_data(lab: LabUnderTest) -> N
     assert lab.play_ok("before").changed == 0
 
 
-@pytest.mark.slow
 def test_changed_settings_reach_the_server_and_keep_the_data(lab: LabUnderTest) -> None:
     lab.play_ok("before")
     lab.query(KEEP)
@@ -139,7 +119,6 @@ def test_changed_settings_reach_the_server_and_keep_the_data(lab: LabUnderTest) 
     assert lab.play_ok("before", "-e", settings).changed == 0
 
 
-@pytest.mark.slow
 def test_another_port_base_moves_the_node_and_keeps_the_data(lab: LabUnderTest) -> None:
     lab.play_ok("before")
     lab.query(KEEP)
@@ -150,7 +129,6 @@ def test_another_port_base_moves_the_node_and_keeps_the_data(lab: LabUnderTest) 
     assert lab.play_ok("before").changed == 0
 
 
-@pytest.mark.slow
 def test_own_password_is_used(lab: LabUnderTest) -> None:
     lab.environment["LAB_PASSWORD"] = "another one's"
     lab.play_ok("before")

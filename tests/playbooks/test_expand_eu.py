@@ -184,6 +184,7 @@ def test_a_volume_that_a_node_uses_is_refused(embedded_lab: LabUnderTest) -> Non
     assert not (lab.lab.home / "nodes" / "eu_2").exists()
 
 
+@pytest.mark.soak
 def test_killed_runs_converge(lab: LabUnderTest) -> None:
     """Each round kills both playbooks at a random moment, and plays them again."""
     seed = random.randrange(10**6)

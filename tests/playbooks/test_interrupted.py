@@ -6,15 +6,14 @@ import contextlib
 import os
 import random
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 
 import docker.errors
-import psutil
 import psycopg
 import pytest
 
+from tests.fixtures.kills import kill_all, kill_the_playbook_alone
 from tests.fixtures.labs import IMAGE, LabUnderTest, eventually
 from tests.playbooks.traces import traces
 from workload.nodes.docker import Engine
@@ -27,27 +26,6 @@ MOMENTS = {"embedded": 8, "docker": 4}
 SEED = int(os.environ.get("LAB_TEST_SEED") or 20261122)
 
 
-def kill_all(run: subprocess.Popen[bytes]) -> None:
-    """kill -9 a playbook and everything that it started, be it in a session of its own.
-
-    Ansible's workers are. Of the servers only those that are not whole yet are among them: one
-    that is has lost its parent.
-    """
-    family = [psutil.Process(run.pid)]
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family += family[0].children(recursive=True)
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    run.wait(10)
-
-
-def kill_the_playbook_alone(run: subprocess.Popen[bytes]) -> None:
-    """kill -9 as a person would: its workers may finish what they are at, beside the next run."""
-    run.kill()
-    run.wait(10)
-
-
 def assert_whole(lab: LabUnderTest) -> None:
     """Assert that phase before is reached: tables, customers that can log in, the topology."""
     tables = "SELECT to_regclass('customer') IS NOT NULL AND to_regclass('purchase') IS NOT NULL"
@@ -58,6 +36,7 @@ def assert_whole(lab: LabUnderTest) -> None:
         connection.execute("INSERT INTO customer (email) VALUES ('x')")
 
 
+@pytest.mark.soak
 def test_killed_at_random_moments_it_converges(
     lab: LabUnderTest, new_lab: Callable[..., LabUnderTest]
 ) -> None:
@@ -87,6 +66,7 @@ def test_killed_at_random_moments_it_converges(
         assert left == [], f"{what}\n{left}"
 
 
+@pytest.mark.soak
 def test_kill_of_a_run_that_changes_nothing_changes_nothing(lab: LabUnderTest) -> None:
     lab.play_ok("before")
     rng = random.Random(SEED)

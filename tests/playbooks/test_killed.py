@@ -121,7 +121,7 @@ def kill_command(lab: LabUnderTest, step: str, command: str, **variables: str) -
 
 def copies(lab: LabUnderTest, customer: str) -> list[str]:
     """Return the regions at whose homes a customer is."""
-    row = f"SELECT FROM {{}}.customer WHERE id = '{customer}'"
+    row = f"SELECT 1 FROM {{}}.customer WHERE id = '{customer}'"
     return [region for region, offset in HOMES.items() if lab.query(row.format(region), offset)]
 
 

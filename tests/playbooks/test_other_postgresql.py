@@ -13,7 +13,7 @@ from tests.fixtures.traffic import lost, move_somebody, play_traffic, traffic
 BIN_DIR = Path("/usr/lib/postgresql/15/bin")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_road_on_postgresql_15(embedded_lab: LabUnderTest) -> None:
     if not (BIN_DIR / "postgres").exists():
         skip_or_fail("postgresql", f"{BIN_DIR} has no server: apt-get install postgresql-15")

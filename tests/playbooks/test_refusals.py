@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.fixtures.labs import CHECKOUT, IMAGE, LabUnderTest, Play
+from tests.fixtures.labs import CHECKOUT, IMAGE, LabUnderTest, refused, said
 from tests.playbooks.traces import traces
 from workload.lab import LABEL_HOME, LABEL_NAME, Lab
 from workload.nodes.docker import Engine
@@ -20,20 +20,6 @@ from workload.nodes.docker import Engine
 pytestmark = pytest.mark.slow
 
 NO_ENGINE = "unix:///nonexistent/docker.sock"
-
-
-def refused(play: Play, *words: str) -> None:
-    """Assert that a run failed with one line on standard error that has all the words."""
-    assert play.status != 0, play.output
-    for word in words:
-        assert word in play.error, play.error
-    assert len(play.errors.strip().splitlines()) == 1, play.errors
-    assert "Traceback" not in play.output
-
-
-def said(play: Play) -> str:
-    """Return what a run printed, as one line: it is broken into lines to fit a terminal."""
-    return " ".join(play.output.split())
 
 
 @pytest.fixture
@@ -55,69 +41,19 @@ def listener(lab: LabUnderTest, request: pytest.FixtureRequest) -> Iterator[sock
 # -- the inventory -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "environ", "words"),
-    [
-        pytest.param(
-            ("-e", "lab_runtim=docker"), {}, ("'lab_runtim'", "lab_runtime"), id="misspelt variable"
-        ),
-        pytest.param(
-            ("-e", "node_setings={}"), {}, ("'node_setings'", "node_settings"), id="misspelt input"
-        ),
-        pytest.param(
-            ("-e", "lab_address=0.0.0.0"), {}, ("0.0.0.0", "LAB_PASSWORD"), id="default password"
-        ),
-        pytest.param((), {"LAB_RUNTIME": "podman"}, ("'podman'", "embedded"), id="unknown runtime"),
-        pytest.param((), {"LAB_PORT_BASE": "54x2"}, ("'54x2'", "1024"), id="port is no number"),
-        pytest.param((), {"LAB_PORT_BASE": "80"}, ("'80'", "1024"), id="port is too low"),
-        pytest.param((), {"LAB_NAME": "My Lab"}, ("LAB_NAME", "'My Lab'"), id="bad name"),
-        pytest.param((), {"LAB_HOME": "some/folder"}, ("LAB_HOME", "'some/folder'"), id="relative"),
-        pytest.param(
-            ("-e", '{"lab_regions": {"eu": {"countries": ["uk"]}, "us": {"countries": ["uk"]}}}'),
-            {},
-            ("'uk'", "'eu'", "'us'"),
-            id="country in two regions",
-        ),
-        pytest.param(
-            ("-e", '{"lab_regions": {"us": {"countries": ["us"]}}}'),
-            {},
-            ("'eu'", "lab_regions"),
-            id="node of no region",
-        ),
-    ],
-)
-def test_inventory(
-    embedded_lab: LabUnderTest,
-    arguments: tuple[str, ...],
-    environ: dict[str, str],
-    words: tuple[str, ...],
-) -> None:
-    refused(embedded_lab.play("before", *arguments, **environ), *words)
-    assert traces(embedded_lab) == []
-    assert not (CHECKOUT / "some").exists()
-    assert not (CHECKOUT / "playbooks/some").exists()
-
-
-def test_misspelt_variable_in_the_inventory_itself(
+def test_what_the_inventory_is_checked_for_is_one_line_and_changes_nothing(
     embedded_lab: LabUnderTest, tmp_path: Path
 ) -> None:
+    """One play for the wiring; each refusal is tests/unit/test_inventory_filters.py's."""
     copy = tmp_path / "inventory"
     shutil.copytree(CHECKOUT / "inventory/lab", copy)
     with (copy / "group_vars/nodes/node.yml").open("a") as file:
         file.write("node_timeout: 9\n")
     refused(embedded_lab.play("before", "-i", str(copy)), "'node_timeout'", "node_timeout_s")
+    refused(embedded_lab.play("before", LAB_HOME="some/folder"), "LAB_HOME", "'some/folder'")
     assert traces(embedded_lab) == []
-
-
-def test_unquoted_norway_in_the_inventory_itself(
-    embedded_lab: LabUnderTest, tmp_path: Path
-) -> None:
-    copy = tmp_path / "inventory"
-    shutil.copytree(CHECKOUT / "inventory/lab", copy)
-    regions = copy / "group_vars/all/regions.yml"
-    regions.write_text(regions.read_text().replace('"no"', "no"))
-    refused(embedded_lab.play("before", "-i", str(copy)), "False", "'eu'", "quote")
-    assert traces(embedded_lab) == []
+    assert not (CHECKOUT / "some").exists()
+    assert not (CHECKOUT / "playbooks/some").exists()
 
 
 # -- the machine -------------------------------------------------------------------------------

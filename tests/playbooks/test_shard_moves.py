@@ -14,10 +14,9 @@ import psycopg
 import pytest
 import yaml
 
-from tests.fixtures.labs import CHECKOUT, LabUnderTest, eventually
+from tests.fixtures.kills import kill_all, kill_the_playbook_alone
+from tests.fixtures.labs import CHECKOUT, LabUnderTest, eventually, refused
 from tests.fixtures.traffic import NOISE_MS, acknowledged, experience, lost, traffic
-from tests.playbooks.test_interrupted import kill_all, kill_the_playbook_alone
-from tests.playbooks.test_refusals import refused
 from workload import schemas
 from workload.errors import LabError
 from workload.sharding import replicas
@@ -366,6 +365,7 @@ def kill_server_when(lab: LabUnderTest, node: str, condition: str) -> None:
     run.wait(120)
 
 
+@pytest.mark.soak
 def test_cut_short_anywhere_it_converges(embedded_lab: LabUnderTest) -> None:
     """In one runtime: what moves rows is the same, and test_interrupted kills containers."""
     lab = embedded_lab
