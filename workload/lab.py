@@ -26,6 +26,7 @@ STATE_ENTRIES = (
     "lab.json",
     "topology.json",
     "canaries.json",
+    "purge-due",
     "secrets",
     "nodes",
     "ledger",
@@ -60,6 +61,16 @@ class Lab:
         home = environ.get("LAB_HOME") or CHECKOUT / f".lab{suffix}"
         return cls(name, Path(home).expanduser().absolute())
 
+    @classmethod
+    def at(cls, home: Path) -> Lab:
+        """Return the lab that was begun in a state folder; on a dry run there may be none yet."""
+        return cls(read_json(home / "lab.json").get("name", DEFAULT_NAME), home)
+
+    @property
+    def network(self) -> str:
+        """The Docker network on which its containers reach each other."""
+        return f"{self.name}-network"
+
     @property
     def labels(self) -> dict[str, str]:
         """The labels that say whose a Docker object is."""
@@ -83,18 +94,13 @@ class Lab:
         return self.home / "secrets" / name
 
     def read_state(self) -> dict[str, Any]:
-        """Return lab.json ({name, runtime}), or {} where no lab was begun here."""
+        """Return lab.json ({name, runtime, image, bin_dir}), or {} where no lab was begun here."""
         return read_json(self.home / "lab.json")
 
     def read_roles(self) -> dict[str, str]:
         """Return each node's role, primary, standby or fenced, as topology.json says."""
         nodes = read_json(self.topology_file).get("nodes", {})
         return {name: str(node["role"]) for name, node in nodes.items()}
-
-    def read_primary(self) -> dict[str, Any]:
-        """Return the first primary in topology.json, {region, host, port, role}, or {}."""
-        nodes = read_json(self.topology_file).get("nodes", {})
-        return next((dict(node) for node in nodes.values() if node["role"] == "primary"), {})
 
     def read_phase(self) -> str | None:
         """Return the phase that topology.json says was reached, or None."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from workload.errors import LabError
 from workload.lab import Lab, read_json, write_atomically
+from workload.processes import locked
 from workload.sql import Login
 
 #: The phases in the order of the road.
@@ -17,70 +20,98 @@ PHASES = ("before", "expand_eu", "expand_world", "shard", "after")
 #: A replica holds copies and takes no customers' writes; a joining node takes no customers at all.
 Role = Literal["primary", "standby", "fenced", "replica", "joining"]
 
+#: The database of the start, in which all stays.
+DBNAME = "postgres"
 
-def build(
+
+@dataclass(frozen=True)
+class Node:
+    """A node as the inventory describes it."""
+
+    name: str
+    region: str
+    host: str
+    port: int
+    #: Its place in the row of ports.
+    port_offset: int
+    #: The node that it begins as a standby of, or "".
+    follows: str
+    #: The name of its container, and of its volume.
+    container: str
+
+
+def advance(
+    lab: Lab,
     phase: str,
-    runtime: str,
-    dbname: str,
-    customers: Mapping[str, str],
-    regions: Mapping[str, Any],
-    nodes: Sequence[Mapping[str, Any]],
+    state: Literal["joining", "partitioned", "reached"],
+    customers_role: str,
+    regions: Mapping[str, Sequence[str]],
+    nodes: Sequence[Node],
     links: Sequence[Mapping[str, Any]] = (),
-    roles: Mapping[str, str] | None = None,
-    servers: Mapping[str, str] | None = None,
-    tables: str = "",
-    closed: Collection[str] = (),
-) -> dict[str, Any]:
-    """Return the content of topology.json.
+    dry_run: bool = False,
+) -> bool:
+    """Write a step towards a phase to topology.json; return whether it changes the file.
 
-    nodes: [{name, region, host, port, follows, container}]; regions: {name: {countries}}; links:
-    the WAN's, [{source, node, port, rtt_ms}]; roles: those that hold now, by node, where they are
-    no longer the inventory's;
-    servers: what the nodes run on, {image, bin_dir, network}; tables: which ones customers name,
-    where these are not the phase's; closed: regions whose customers are still to come. The first
-    node's region is the origin: nodes of others begin as
-    replicas.
+    reached: the phase is complete. joining: new nodes and regions are listed, but take no
+    customers yet. partitioned: as joining, and customers now use the partitioned tables.
+
+    regions: {name: countries} that each is to serve; until the world arrives only the origin's, the
+    first node's region, takes part. links: the WAN's, [{source, node, port, rtt_ms}]. A node keeps
+    the role that it has; one that is new begins as a primary in the origin, as a standby where it
+    follows another, else as a replica.
     """
-    origin = nodes[0]["region"]
+    origin = nodes[0].region
+    if PHASES.index(phase) < PHASES.index("expand_world"):
+        regions = {origin: regions[origin]}
 
-    def begins_as(node: Mapping[str, Any]) -> str:
-        if node["follows"]:
+    def begins_as(node: Node) -> Role:
+        if state != "reached":
+            return "joining"
+        if node.follows:
             return "standby"
-        return "primary" if node["region"] == origin else "replica"
+        return "primary" if node.region == origin else "replica"
 
-    found_nodes = {
-        node["name"]: {
-            "region": node["region"],
-            "host": node["host"],
-            "port": node["port"],
-            "role": (roles or {}).get(node["name"]) or begins_as(node),
-            "container": node["container"],
-        }
-        for node in nodes
-    }
-    by_region: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for link in links:
-        by_region.setdefault(link["source"], {})[link["node"]] = link
-    content = {
-        "phase": phase,
-        "runtime": runtime,
-        "dbname": dbname,
-        "customers": dict(customers),
-        "servers": dict(servers or {}),
-        "tables": tables or tables_of(phase),
-        "nodes": found_nodes,
-        "regions": {
-            name: {
-                "countries": list(entry["countries"]),
-                "warm_up": "",
-                "open": name not in closed,
-                "ways": _ways(found_nodes, by_region.get(name, {})),
-            }
-            for name, entry in regions.items()
-        },
-    }
-    _route(content)
-    return content
+    def change(content: dict[str, Any]) -> None:
+        roles = {name: known["role"] for name, known in content.get("nodes", {}).items()}
+        if state == "reached":
+            roles = {name: role for name, role in roles.items() if role != "joining"}
+            trading = dict(regions)
+            tables = tables_of(phase)
+        else:
+            # Customers come from new countries and regions when there is a place for them.
+            trading = {name: known["countries"] for name, known in content["regions"].items()}
+            tables = content["tables"]
+            if state == "partitioned" and tables == "public":
+                tables = "global"
+        content.update(
+            phase=phase if state == "reached" else content["phase"],
+            dbname=DBNAME,
+            customers={"user": customers_role, "password_file": f"secrets/{customers_role}"},
+            tables=tables,
+            nodes={
+                node.name: {
+                    "region": node.region,
+                    "host": node.host,
+                    "port": node.port,
+                    "role": roles.get(node.name) or begins_as(node),
+                    "container": node.container,
+                }
+                for node in nodes
+            },
+            links=[
+                {key: link[key] for key in ("source", "node", "port", "rtt_ms")} for link in links
+            ],
+            regions={
+                name: {
+                    "countries": list(trading.get(name, ())),
+                    "serves": list(regions.get(name, ())),
+                    "warm_up": "",
+                }
+                for name in dict.fromkeys([*regions, *trading])
+            },
+        )
+
+    return update(lab, change, dry_run)
 
 
 def tables_of(phase: str) -> str:
@@ -93,89 +124,121 @@ def tables_of(phase: str) -> str:
     return "public" if PHASES.index(phase) < PHASES.index("shard") else "global"
 
 
+def update(lab: Lab, change: Callable[[dict[str, Any]], None], dry_run: bool = False) -> bool:
+    """Change the content of topology.json, one process at a time; return whether it differs.
+
+    All changes are made here: change alters the content in place, and the address that each
+    region's customers use follows from it. Raises LabError where another run holds the lock.
+    """
+    # Not the state folder itself, which is held while canaries are planted in every region.
+    with contextlib.nullcontext() if dry_run else locked(lab.home / "secrets"):
+        before = read_json(lab.topology_file)
+        content = copy.deepcopy(before)
+        change(content)
+        for name, region in content["regions"].items():
+            region.update(_serving(content, name)[0][0])
+        if content != before and not dry_run:
+            write_atomically(lab.topology_file, json.dumps(content, indent=1) + "\n")
+    return content != before
+
+
 def set_warm_up(lab: Lab, region: str, statement: str) -> None:
     """Ask a region's customers to run a statement once, in an idle moment; "" takes it back."""
-    content = read_json(lab.topology_file)
-    content["regions"][region]["warm_up"] = statement
-    write_atomically(lab.topology_file, json.dumps(content, indent=1) + "\n")
+    update(lab, lambda content: content["regions"][region].update(warm_up=statement))
 
 
 def set_roles(lab: Lab, roles: Mapping[str, Role]) -> None:
     """Change nodes' roles in topology.json, and send each region's customers accordingly."""
-    content = read_json(lab.topology_file)
-    for name, role in roles.items():
-        content["nodes"][name]["role"] = role
-    _route(content)
-    write_atomically(lab.topology_file, json.dumps(content, indent=1) + "\n")
+
+    def change(content: dict[str, Any]) -> None:
+        for name, role in roles.items():
+            content["nodes"][name]["role"] = role
+
+    update(lab, change)
 
 
-def _ways(
-    nodes: Mapping[str, Mapping[str, Any]], links: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def _addresses(content: Mapping[str, Any], region: str) -> list[dict[str, Any]]:
     """Return how a region reaches each node, over the WAN where there is a link."""
+    links = {link["node"]: link for link in content["links"] if link["source"] == region}
     return [
         {
             "node": name,
             "host": node["host"],
-            "port": links[name]["port"] if name in links else node["port"],
-            "rtt_ms": links[name]["rtt_ms"] if name in links else 0.0,
+            "port": int(links.get(name, node)["port"]),
+            "rtt_ms": float(links.get(name, {}).get("rtt_ms", 0.0)),
         }
-        for name, node in nodes.items()
+        for name, node in content["nodes"].items()
     ]
 
 
-def _route(content: dict[str, Any]) -> None:
-    """Say for each region where its customers write and look, by the nodes' roles.
+def _serving(
+    content: Mapping[str, Any], region: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return where a region's customers write and where they read, by the nodes' roles.
 
     They write to their own region's primary, or else to the first one that there is, and know its
-    standby too. They look at home where something there has their rows: a standby before its
+    standby too. They read at home where something there has their rows: a standby before its
     primary, or a replica; for others a standby is as far away as its primary.
     """
     nodes = content["nodes"]
-    first = next(
-        (node["region"] for node in nodes.values() if node["role"] == "primary"),
-        next(iter(nodes.values()))["region"],
-    )
-    for name, region in content["regions"].items():
-        by_role: dict[str, list[dict[str, Any]]] = {}
-        has_primary = any(
-            node["region"] == name and node["role"] == "primary" for node in nodes.values()
-        )
-        home = name if has_primary else first
-        for way in region["ways"]:
-            node = nodes[way["node"]]
-            if node["region"] == home or (node["region"], node["role"]) == (name, "replica"):
-                by_role.setdefault(node["role"], []).append(way)
-        serving = [by_role.get(role, []) for role in ("primary", "standby", "fenced")]
-        addresses = [way for ways in serving for way in ways]
-        reads = by_role.get("replica", [])
-        if home == name and by_role.get("standby"):
-            reads = by_role["standby"] + by_role.get("primary", [])
-        # The address that the region's customers write to now; the others are where they look next.
-        region.update(**addresses[0], addresses=addresses, reads=reads)
+    primaries = [node["region"] for node in nodes.values() if node["role"] == "primary"]
+    first = [*primaries, next(iter(nodes.values()))["region"]][0]
+    home = region if region in primaries else first
+    by_role: dict[str, list[dict[str, Any]]] = {}
+    for address in _addresses(content, region):
+        node = nodes[address["node"]]
+        if node["region"] == home or (node["region"], node["role"]) == (region, "replica"):
+            by_role.setdefault(node["role"], []).append(address)
+    writes = [each for role in ("primary", "standby", "fenced") for each in by_role.get(role, [])]
+    reads = by_role.get("replica", [])
+    if home == region and "standby" in by_role:
+        reads = by_role["standby"] + by_role.get("primary", [])
+    return writes, reads
 
 
 @dataclass(frozen=True)
 class Region:
-    """A region whose customers trade in this phase."""
+    """A region that takes part in this phase."""
 
     name: str
+    #: The countries that its customers come from now; none before there is a place for them.
     countries: tuple[str, ...]
-    node: str
-    host: str
-    port: int
-    rtt_ms: float
+    #: The countries that its partitions are for.
+    serves: tuple[str, ...]
     #: {node, host, port, rtt_ms} of each node that may take its writes, the primary first.
     addresses: tuple[Mapping[str, Any], ...]
-    #: The same of each node that its customers look at, best first; none where they look where
+    #: The same of each node that its customers read from, best first; none where they read where
     #: they write.
     reads: tuple[Mapping[str, Any], ...]
-    #: The same of every node of the lab.
+    #: The same of every node of the lab, as configured: a link that was slowed is the WAN's to say.
     ways: tuple[Mapping[str, Any], ...]
-    #: Whether its customers trade.
-    open: bool
     #: What its customers are asked to run once, in an idle moment; "" for nothing.
     warm_up: str
+
+    @property
+    def node(self) -> str:
+        """The node that its customers write to."""
+        return str(self.addresses[0]["node"])
+
+    @property
+    def host(self) -> str:
+        """The host at which they reach it."""
+        return str(self.addresses[0]["host"])
+
+    @property
+    def port(self) -> int:
+        """The port at which they reach it."""
+        return int(self.addresses[0]["port"])
+
+    @property
+    def rtt_ms(self) -> float:
+        """The round trip to it, as configured."""
+        return float(self.addresses[0]["rtt_ms"])
+
+    @property
+    def open(self) -> bool:
+        """Whether its customers trade."""
+        return bool(self.countries)
 
     @property
     def served(self) -> tuple[object, ...]:
@@ -211,41 +274,50 @@ class Topology:
     @classmethod
     def load(cls, lab: Lab) -> Topology:
         """Return the lab's topology; raises LabError where no phase is reached yet."""
-        found = read_json(lab.topology_file)
-        if not found:
+        content = read_json(lab.topology_file)
+        if not content:
             raise LabError(
                 f"no lab is running in {lab.home}: make demo, or .venv/bin/ansible-playbook"
                 " playbooks/before.yml, brings one up"
             )
         try:
+            state = lab.read_state()
             return cls(
                 lab=lab,
-                phase=found["phase"],
-                runtime=found["runtime"],
-                dbname=found["dbname"],
-                user=found["customers"]["user"],
-                password_file=found["customers"]["password_file"],
+                phase=content["phase"],
+                runtime=state["runtime"],
+                dbname=content["dbname"],
+                user=content["customers"]["user"],
+                password_file=content["customers"]["password_file"],
                 all_regions=tuple(
                     Region(
                         name=name,
-                        countries=tuple(r["countries"]),
-                        node=r["node"],
-                        host=r["host"],
-                        port=int(r["port"]),
-                        rtt_ms=float(r["rtt_ms"]),
-                        addresses=tuple(r["addresses"]),
-                        reads=tuple(r["reads"]),
-                        ways=tuple(r["ways"]),
-                        warm_up=r["warm_up"],
-                        open=bool(r["open"]),
+                        countries=tuple(region["countries"]),
+                        serves=tuple(region["serves"]),
+                        addresses=tuple(writes),
+                        reads=tuple(reads),
+                        ways=tuple(_addresses(content, name)),
+                        warm_up=region["warm_up"],
                     )
-                    for name, r in found["regions"].items()
+                    for name, region in content["regions"].items()
+                    for writes, reads in [_serving(content, name)]
                 ),
-                nodes={name: dict(node) for name, node in found["nodes"].items()},
-                servers=dict(found["servers"]),
-                tables=found["tables"],
+                nodes={name: dict(node) for name, node in content["nodes"].items()},
+                servers={
+                    "image": state["image"],
+                    "bin_dir": state["bin_dir"],
+                    "network": Lab(state["name"], lab.home).network,
+                },
+                tables=content["tables"],
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            StopIteration,
+            TypeError,
+            ValueError,
+        ) as error:
             raise LabError(
                 f"{lab.topology_file} is not as the playbooks write it ({error!r}): run the"
                 " playbook of the phase again"
@@ -272,8 +344,8 @@ class Topology:
         return next(name for name, node in self.nodes.items() if node["role"] == "primary")
 
     def countries(self) -> dict[str, tuple[str, ...]]:
-        """Return each region's countries."""
-        return {region.name: region.countries for region in self.regions}
+        """Return the countries that each region's partitions are for."""
+        return {region.name: region.serves for region in self.all_regions if region.serves}
 
     def origin(self) -> str:
         """Return the region that the company started in."""

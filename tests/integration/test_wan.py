@@ -34,7 +34,7 @@ from workload.lab import Lab
 from workload.nodes.embedded import EmbeddedServer, find_bin_dir
 from workload.nodes.teardown import remove
 from workload.wan import control
-from workload.wan.config import Link
+from workload.wan.config import Link, links_for
 from workload.wan.flow import FLOW_LIMIT, TOTAL_LIMIT
 from workload.wan.measure import measure
 
@@ -69,7 +69,7 @@ class Wan:
             }
             for name in nodes.split()
         ]
-        return control.links_for(REGIONS, found, rtt_ms, jitter_ms, self.port_base)
+        return links_for(REGIONS, found, rtt_ms, jitter_ms, self.port_base)
 
     def target(self, node: str) -> int:
         """Return a node's own port."""

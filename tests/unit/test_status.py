@@ -43,10 +43,10 @@ WAN = Config(
 )
 
 
-def region(name: str, **more: Any) -> Region:
+def region(name: str, node: str = "eu", **more: Any) -> Region:
     values: dict[str, Any] = {
-        "name": name, "countries": (name,), "node": "eu", "host": "127.0.0.1", "port": 5432,
-        "rtt_ms": 0.0, "addresses": (), "reads": (), "ways": (), "warm_up": "", "open": True,
+        "name": name, "countries": (name,), "serves": (name,), "addresses": ({"node": node},),
+        "reads": (), "ways": (), "warm_up": "",
     }  # fmt: skip
     return Region(**{**values, **more})
 

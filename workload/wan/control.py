@@ -21,12 +21,7 @@ import psutil
 from workload.errors import LabError
 from workload.lab import CHECKOUT, Lab, read_json, write_atomically
 from workload.processes import await_end, detach, is_alive, locked, signal_all, spawn_detached
-from workload.wan.config import Config, Link, links_for
-
-__all__ = [
-    "ensure", "is_current", "is_dead", "links_for", "load", "revive", "running", "set_state",
-    "stop",
-]  # fmt: skip
+from workload.wan.config import Config, Link
 
 MODULE = "workload.wan.relay"
 #: Seconds that a relay has to apply a configuration, and that two runs wait for each other.
@@ -44,6 +39,21 @@ def load(lab: Lab) -> Config:
             " other regions arrive, playbooks/expand_world.yml"
         )
     return found
+
+
+def links(lab: Lab) -> tuple[Link, ...]:
+    """Return the WAN's links as configured, none while all customers are at home."""
+    config = _read(lab)
+    return config.links if config else ()
+
+
+def rtt_ms(lab: Lab, source: str, node: str) -> float:
+    """Return the RTT from a region to a node as it is now, slowed or not; 0.0 without a link."""
+    config = _read(lab)
+    if config is None:
+        return 0.0
+    there = (link for link in config.links if (link.source, link.node) == (source, node))
+    return max(map(config.rtt_ms, there), default=0.0)
 
 
 def running(lab: Lab) -> psutil.Process | None:
