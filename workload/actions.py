@@ -7,6 +7,7 @@ started as a Python of its own first, 0.4 s of nothing on each call.
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -15,25 +16,23 @@ from ansible.plugins.action import ActionBase
 
 from workload.errors import LabError
 from workload.lab import Lab, home_path
+from workload.topology import Node
 
 WIDTH = 80
-#: A node as the filter lab_nodes describes it.
-NODE: dict[str, Any] = {
-    "name": {"type": "str", "required": True},
-    "region": {"type": "str", "required": True},
-    "host": {"type": "str", "required": True},
-    "port": {"type": "int", "required": True},
-    "port_offset": {"type": "int", "required": True},
-    # The primary that it begins as a standby of, or "".
-    "follows": {"type": "str", "required": True},
-    "container": {"type": "str", "required": True},
-    "volume": {"type": "str", "required": True},
+
+#: Nodes as the filter lab_nodes describes them: a Node's fields, whose types Ansible has too.
+NODES: dict[str, Any] = {
+    "type": "list",
+    "elements": "dict",
+    "required": True,
+    "options": {
+        field.name: {"type": field.type, "required": True} for field in dataclasses.fields(Node)
+    },
 }
 
 #: A superuser's login.
 LOGIN: dict[str, Any] = {
     "type": "dict",
-    "required": True,
     "options": {
         "host": {"type": "str", "required": True},
         "port": {"type": "int", "required": True},
@@ -43,24 +42,29 @@ LOGIN: dict[str, Any] = {
     },
 }
 
-#: Arguments of an action on all nodes of the lab, which finds them in topology.json.
-WHOLE_LAB: dict[str, Any] = {
-    "name": {"type": "str", "required": True},
-    "home": {"type": "str", "required": True},
-    "password": {"type": "str", "required": True, "no_log": True},
-    # {name: {countries}}
-    "regions": {"type": "dict", "required": True},
+#: A lab that preflight has begun: its state folder and its superuser's password.
+LAB: dict[str, Any] = {
+    "type": "dict",
+    "options": {
+        "home": {"type": "str", "required": True},
+        "password": {"type": "str", "required": True, "no_log": True},
+    },
 }
+
+#: Arguments of an action on the lab as a whole, which finds its nodes in topology.json.
+WHOLE_LAB: dict[str, Any] = {"lab": {**LAB, "required": True}}
 
 
 def lab_of(arguments: Mapping[str, Any]) -> Lab:
-    """Return the lab that an action's arguments name."""
-    return Lab(arguments["name"], home_path(arguments["home"]))
+    """Return the lab that an action works on: one by name is begun or removed, or one that is."""
+    if "name" in arguments:
+        return Lab(arguments["name"], home_path(arguments["home"]))
+    return Lab.at(home_path(arguments["lab"]["home"]))
 
 
-def countries_of(arguments: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the regions that an action's arguments give, as {name: countries}."""
-    return {name: list(entry["countries"]) for name, entry in arguments["regions"].items()}
+def nodes_of(arguments: Mapping[str, Any]) -> list[Node]:
+    """Return the nodes that an action's arguments give."""
+    return [Node(**node) for node in arguments["nodes"]]
 
 
 class LabAction(ActionBase):
@@ -84,7 +88,7 @@ class LabAction(ActionBase):
         return result
 
     def say(self, line: str) -> None:
-        """Tell a person how far a long step is."""
+        """Tell a person how far a long step is, or what became of it."""
         indent = " " * 11
         shown = textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent)
         self._display.display(shown)

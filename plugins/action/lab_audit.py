@@ -1,7 +1,7 @@
 """Action: say where each region's data is on each node, down to the bytes, or plant its canaries.
 
-state audited: returns holds (the verdict) and lines for people, and writes residency.json. state
-planted: has the phase's canary customers in each region.
+state audited: prints the findings, writes residency.json, and fails where a region's data is not
+at home. state planted: the phase's canary customers are in each region.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 from rich.console import Console
 
-from workload.actions import LabAction, lab_of
+from workload.actions import WHOLE_LAB, LabAction, lab_of
 from workload.audit import canaries, run
+from workload.errors import LabError
 from workload.topology import Topology
 
-#: What the terse output indents by is left for that.
+#: What the indentation of the terse output leaves.
 WIDTH = 78
 
 
@@ -23,9 +24,7 @@ class ActionModule(LabAction):
     """The action."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
-        "name": {"type": "str", "required": True},
-        "home": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
+        **WHOLE_LAB,
         # Customers of each region that are looked for; none given, as LAB_AUDIT_SAMPLE says.
         "sample": {"type": "int"},
         "state": {"type": "str", "choices": ["audited", "planted"], "default": "audited"},
@@ -38,10 +37,12 @@ class ActionModule(LabAction):
             before = canaries.load(lab)
             planted = before if dry_run else canaries.plant(lab, Topology.load(lab))
             return {"changed": len(planted) != len(before)}
-        if dry_run:
-            return {"changed": False, "holds": True, "lines": []}
-        said = io.StringIO()
-        holds = run.run(
-            lab, arguments["password"], Console(file=said, width=WIDTH), arguments["sample"]
-        )
-        return {"changed": False, "holds": holds, "lines": said.getvalue().splitlines()}
+        if not dry_run:
+            text = io.StringIO()
+            console = Console(file=text, width=WIDTH)
+            holds = run.run(lab, arguments["lab"]["password"], console, arguments["sample"])
+            for line in text.getvalue().splitlines():
+                self._display.display(f"  {line.rstrip()}")
+            if not holds:
+                raise LabError("residency is VIOLATED, see above")
+        return {"changed": False}

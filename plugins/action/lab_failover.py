@@ -1,24 +1,28 @@
 """Action: fence a primary, promote its standby, and say what that cost the customers.
 
 Returns fence_ms, promote_ms, rto_ms (the longest time without an acknowledged write around it, or
-None where no customer was writing), acknowledged and lost (RPO), and a line for people.
+None where no customer was writing), acknowledged and lost (RPO).
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.actions import LabAction
-from workload.nodes.pair import PAIR, members
+from workload.actions import WHOLE_LAB, LabAction, lab_of
+from workload.nodes.pair import pair_of
 from workload.operations.failover import fail_over
+from workload.topology import Topology
 
 
 class ActionModule(LabAction):
     """The action."""
 
-    ARGUMENTS: ClassVar[dict[str, Any]] = PAIR
+    ARGUMENTS: ClassVar[dict[str, Any]] = WHOLE_LAB
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Fail over."""
-        lab, primary, standby = members(arguments)
-        return fail_over(lab, primary, standby, arguments["password"], dry_run)
+        topology, password = Topology.load(lab_of(arguments)), arguments["lab"]["password"]
+        primary, standby = pair_of(topology, password, topology.origin())
+        result = fail_over(topology.lab, primary, standby, password, dry_run)
+        self.say(result["line"])
+        return result

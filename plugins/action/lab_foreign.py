@@ -8,26 +8,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.actions import WHOLE_LAB, LabAction, countries_of, lab_of
-from workload.sharding.access import Setup, prepare
+from workload.actions import WHOLE_LAB, LabAction, lab_of
+from workload.sharding.access import prepare, setup_of
 from workload.topology import Topology
 
 
 class ActionModule(LabAction):
     """The action."""
 
-    ARGUMENTS: ClassVar[dict[str, Any]] = {
-        **WHOLE_LAB,
-        "customers_role": {"type": "str", "required": True},
-    }
+    ARGUMENTS: ClassVar[dict[str, Any]] = WHOLE_LAB
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Prepare all nodes."""
         topology = Topology.load(lab_of(arguments))
-        regions = countries_of(arguments)
         if dry_run:
-            return {
-                "changed": topology.phase != "after" or set(regions) != set(topology.countries())
-            }
-        setup = Setup(topology, arguments["password"], regions, arguments["customers_role"])
-        return {"changed": prepare(setup)}
+            return {"changed": topology.phase != "after"}
+        return {"changed": prepare(setup_of(topology, arguments["lab"]["password"]))}

@@ -1,7 +1,7 @@
 """Action: move the rows of the start's tables into the leaf partitions while customers write.
 
 Gives up cleanly, with the lab as it was. Returns figures of the move (customers, purchases,
-write_pause_ms, tries, seconds, extra_bytes) and a line for people; none where it was done before.
+write_pause_ms, tries, seconds, extra_bytes); none where it was done before.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 from workload import store
-from workload.actions import LOGIN, LabAction, countries_of, lab_of
+from workload.actions import WHOLE_LAB, LabAction, lab_of
 from workload.sharding.partition import is_partitioned, partition
-from workload.sql import Login, connect
+from workload.sql import connect
 from workload.topology import Topology
 
 
@@ -20,30 +20,26 @@ class ActionModule(LabAction):
     """The action."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
-        "name": {"type": "str", "required": True},
-        "home": {"type": "str", "required": True},
-        "login": LOGIN,
-        # {name: {countries}}
-        "regions": {"type": "dict", "required": True},
+        **WHOLE_LAB,
         "timeout_s": {"type": "int", "default": 60},
     }
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Move them."""
-        lab = lab_of(arguments)
-        login = Login(**arguments["login"])
+        topology = Topology.load(lab_of(arguments))
+        login = topology.operator_login(topology.origin_primary(), arguments["lab"]["password"])
         if dry_run:
             with connect(login) as connection:
-                return {"changed": not is_partitioned(connection), "line": ""}
-        regions = countries_of(arguments)
-        leaving = set(regions) - {Topology.load(lab).origin()}
-        done = partition(login, regions, self.say, arguments["timeout_s"], leaving)
-        if done is None:
-            return {"changed": False, "line": ""}
-        store.save(lab, "partition", asdict(done))
-        line = (
-            f"{done.customers:,} customers and {done.purchases:,} purchases are in their"
-            f" partitions ({done.seconds:.1f} s, {done.extra_bytes / 1e6:,.0f} MB on the way);"
-            f" nobody could write for {done.write_pause_ms:.0f} ms"
+                return {"changed": not is_partitioned(connection)}
+        regions = topology.countries()
+        leaving = set(regions) - {topology.origin()}
+        figures = partition(login, regions, self.say, arguments["timeout_s"], leaving)
+        if figures is None:
+            return {"changed": False}
+        store.save(topology.lab, "partition", asdict(figures))
+        self.say(
+            f"{figures.customers:,} customers and {figures.purchases:,} purchases are in their"
+            f" partitions ({figures.seconds:.1f} s, {figures.extra_bytes / 1e6:,.0f} MB on the"
+            f" way); nobody could write for {figures.write_pause_ms:.0f} ms"
         )
-        return {"changed": True, "line": line, **asdict(done)}
+        return {"changed": True, **asdict(figures)}

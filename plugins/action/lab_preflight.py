@@ -1,20 +1,23 @@
-"""Action: look at the machine, choose the runtime, and begin the lab.
+"""Action: examine the machine, choose the runtime, and begin the lab.
 
 Fails with one line where something is in the way (a port that is taken, a volume of another lab,
-no engine, no server, a state folder that cannot be written), having changed nothing. Then records
-the lab's name and runtime, so that a later run keeps to them, and generates missing passwords.
-Returns machine: the runtime and why, its image or program folder, the phase reached before, which
-of the nodes exist, and whether the WAN's relay was dead and is started again; is_past, where the
-lab is past the playbook's phase; and lines that say so to people.
+no engine, no server, a state folder that cannot be written), or with all that is in the way in the
+tables that shard and after move, having changed nothing. Then records
+the lab's name and what it runs on, so that a later run keeps to them, generates missing passwords,
+and starts a relay of the WAN that is dead.
+Returns is_past, where the lab is past the playbook's phase, and the fact lab_machine, which the
+plays after it read: phase (that is built), runtime, image, image_present, bin_dir, network, and
+existing (nodes that stand already).
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.actions import NODE, LabAction
-from workload.lab import Lab, home_path
-from workload.nodes.preflight import Node, begin, check_road, examine, revive_wan
+from workload.actions import NODES, LabAction, lab_of, nodes_of
+from workload.nodes.preflight import begin, check_road, examine, revive_wan
+from workload.sharding.checks import check
+from workload.topology import Topology
 
 
 class ActionModule(LabAction):
@@ -24,14 +27,16 @@ class ActionModule(LabAction):
         "name": {"type": "str", "required": True},
         "home": {"type": "str", "required": True},
         # Not "choices": examine() says it in the lab's own words.
+        "password": {"type": "str", "required": True, "no_log": True},
+        # {name: {countries}}
+        "regions": {"type": "dict", "required": True},
         "runtime": {"type": "str", "required": True},
         "images": {"type": "list", "elements": "str", "required": True},
         "bin_dir": {"type": "str", "default": ""},
         "secrets": {"type": "list", "elements": "str", "default": []},
-        # The nodes that the play is about to touch.
-        "nodes": {"type": "list", "elements": "dict", "required": True, "options": NODE},
-        # The road, and this playbook's place on it.
-        "phases": {"type": "list", "elements": "str", "required": True},
+        # The nodes that the playbook is about to touch.
+        "nodes": NODES,
+        # This playbook's place on the road.
         "builds": {"type": "str", "default": ""},
         "needs": {"type": "str", "default": ""},
         "allows_fenced": {"type": "bool", "default": False},
@@ -39,30 +44,34 @@ class ActionModule(LabAction):
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Examine, then begin."""
-        lab = Lab(arguments["name"], home_path(arguments["home"]))
-        is_past = check_road(
-            lab,
-            arguments["phases"],
-            arguments["builds"],
-            arguments["needs"],
-            arguments["allows_fenced"],
-        )
+        lab, builds = lab_of(arguments), arguments["builds"]
+        is_past = check_road(lab, builds, arguments["needs"], arguments["allows_fenced"])
         machine = examine(
             lab,
             arguments["runtime"],
             arguments["images"],
             arguments["bin_dir"],
-            [Node(**node) for node in arguments["nodes"]],
+            nodes_of(arguments),
         )
-        changed = begin(lab, machine["runtime"], arguments["secrets"], dry_run)
-        machine["wan_revived"] = revive_wan(lab, dry_run)
-        changed = changed or machine["wan_revived"]
-        lines = [f"{machine['runtime']} runtime: {machine['why']}"]
-        if machine["wan_revived"]:
-            lines.append(f"the WAN's relay was dead{'' if dry_run else ': started again'}")
+        if builds in ("shard", "after") and not is_past:
+            regions = {name: entry["countries"] for name, entry in arguments["regions"].items()}
+            for line in check(Topology.load(lab), arguments["password"], regions, builds):
+                self.say(line)
+        if not builds:
+            # Only a phase changes the image that its nodes run on.
+            machine["image"] = lab.read_state().get("image", machine["image"])
+        changed = begin(lab, machine, arguments["secrets"], dry_run)
+        was_dead = revive_wan(lab, dry_run)
+        self.say(f"{machine['runtime']} runtime: {machine['why']}")
+        if was_dead:
+            self.say(f"the WAN's relay was dead{'' if dry_run else ': started again'}")
         if is_past:
-            lines.append(
-                f"the lab is in phase {machine['phase']}, which is past {arguments['builds']}:"
-                " nothing to do"
+            self.say(
+                f"the lab is in phase {lab.read_phase()}, which is past {builds}: nothing to do"
             )
-        return {"changed": changed, "machine": machine, "is_past": is_past, "lines": lines}
+        fact = {**machine, "phase": builds, "network": lab.network}
+        return {
+            "changed": changed or was_dead,
+            "is_past": is_past,
+            "ansible_facts": {"lab_machine": fact},
+        }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.actions import WHOLE_LAB, LabAction, countries_of, lab_of
+from workload.actions import WHOLE_LAB, LabAction, lab_of
 from workload.operations.people import resolve
 from workload.sharding.purge import purge
 from workload.topology import Topology
@@ -20,12 +20,11 @@ class ActionModule(LabAction):
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Remove it."""
-        topology = Topology.load(lab_of(arguments))
+        topology, password = Topology.load(lab_of(arguments)), arguments["lab"]["password"]
         if dry_run:
-            return {"changed": topology.phase != "after", "removed": []}
-        regions = countries_of(arguments)
-        removed = purge(topology, arguments["password"], regions)
-        ended = resolve(topology, arguments["password"])
+            return {"changed": topology.phase != "after"}
+        removed = purge(topology, password, topology.countries())
+        ended = resolve(topology, password)
         for line in ended:
             self.say(line)
         return {"changed": bool(removed or ended), "removed": removed}

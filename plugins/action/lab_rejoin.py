@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.actions import LabAction
-from workload.nodes.pair import PAIR, members
+from workload.actions import WHOLE_LAB, LabAction, lab_of
+from workload.nodes.pair import pair_of
 from workload.nodes.standby import REPLICATION_ROLE, rejoin
-from workload.topology import set_roles
+from workload.topology import Topology, set_roles
 
 
 class ActionModule(LabAction):
     """The action."""
 
-    ARGUMENTS: ClassVar[dict[str, Any]] = PAIR
+    ARGUMENTS: ClassVar[dict[str, Any]] = {
+        **WHOLE_LAB,
+        "timeout_s": {"type": "int", "default": 60},
+    }
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Bring back a fenced node; a pair that is whole needs nothing."""
-        lab, primary, old = members(arguments)
-        if lab.read_roles().get(old.name) != "fenced":
-            return {"changed": False, "line": f"{old.name} is not fenced: nothing to bring back"}
+        topology = Topology.load(lab_of(arguments))
+        primary, old = pair_of(topology, arguments["lab"]["password"], topology.origin())
+        if topology.nodes[old.name]["role"] != "fenced":
+            self.say(f"{old.name} is not fenced: nothing to bring back")
+            return {"changed": False}
         if dry_run:
-            return {"changed": True, "line": f"{old.name} would become {primary.name}'s standby"}
-        password = lab.secret_file(REPLICATION_ROLE).read_text()
+            self.say(f"{old.name} would become {primary.name}'s standby")
+            return {"changed": True}
+        password = topology.lab.secret_file(REPLICATION_ROLE).read_text()
         how = rejoin(primary, old, password, arguments["timeout_s"])
-        set_roles(lab, {old.name: "standby"})
-        return {
-            "changed": True,
-            "line": f"{old.name} is {primary.name}'s synchronous standby ({how})",
-        }
+        set_roles(topology.lab, {old.name: "standby"})
+        self.say(f"{old.name} is {primary.name}'s synchronous standby ({how})")
+        return {"changed": True}

@@ -1,6 +1,8 @@
 """Action: run idempotent SQL scripts on a node.
 
-Waits until the node takes a login, then runs each script in a transaction of its own. Reports a
+The node is named by a login, or is the origin's primary of a lab. Waits until it takes a login,
+then runs each script in a transaction of its own; on a standby none, which gets everything from its
+primary. Reports a
 change exactly where a script wrote something (its transaction got an id), which the community
 modules cannot tell for anything but plain DML; so a script must write only what is not yet as it
 wants it. A dry run rolls back, and takes a node that does not answer for one that is still to
@@ -11,16 +13,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.actions import LOGIN, LabAction
+from workload.actions import LAB, LOGIN, LabAction, lab_of
 from workload.errors import LabError, WrongPasswordError
 from workload.sql import Login, apply, connect
+from workload.topology import Topology
 
 
 class ActionModule(LabAction):
     """The action."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
+        # One of the two.
         "login": LOGIN,
+        "lab": LAB,
         "scripts": {
             "type": "list",
             "elements": "dict",
@@ -42,7 +47,7 @@ class ActionModule(LabAction):
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Log in and run the scripts."""
-        login = Login(**arguments["login"])
+        login = _login(arguments)
         scripts = [dict(script) for script in arguments["scripts"]]
         try:
             connection = connect(login, 0 if dry_run else arguments["timeout_s"])
@@ -60,6 +65,10 @@ class ActionModule(LabAction):
                     f"{login.where} runs PostgreSQL {version // 10_000}: the lab needs"
                     f" {arguments['minimum_version']} or newer"
                 )
+            connection.autocommit = True
+            in_recovery = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+            if in_recovery == (True,):
+                scripts = []
             changed = apply(
                 connection,
                 scripts,
@@ -68,3 +77,10 @@ class ActionModule(LabAction):
                 arguments["timeout_s"],
             )
         return {"changed": bool(changed), "changed_scripts": changed, "server_version": version}
+
+
+def _login(arguments: dict[str, Any]) -> Login:
+    if arguments["login"]:
+        return Login(**arguments["login"])
+    topology = Topology.load(lab_of(arguments))
+    return topology.operator_login(topology.origin_primary(), arguments["lab"]["password"])

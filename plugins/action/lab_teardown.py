@@ -1,17 +1,15 @@
 """Action: remove all that a lab made, in any state, and nothing else.
 
 Goes by what is there (labels of Docker objects, node folders below the state folder), not by the
-inventory, so that it also removes what an older inventory named. Returns removed, a list for
-people to read.
+inventory, so that it also removes what an older inventory named.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from workload.actions import LabAction
+from workload.actions import LabAction, lab_of
 from workload.errors import LabError
-from workload.lab import Lab, home_path
 from workload.nodes.teardown import remove
 
 
@@ -27,5 +25,6 @@ class ActionModule(LabAction):
         """Remove the lab."""
         if dry_run:
             raise LabError("a teardown has no dry run: run it without --check")
-        removed = remove(Lab(arguments["name"], home_path(arguments["home"])))
-        return {"changed": bool(removed), "removed": removed}
+        removed = remove(lab_of(arguments))
+        self.say(f"removed: {', '.join(removed) or 'nothing, there was no lab'}")
+        return {"changed": bool(removed)}

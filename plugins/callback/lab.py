@@ -41,13 +41,14 @@ class CallbackModule(DefaultCallback):
         super().__init__()
         self._started = time.monotonic()
         self._failed = False
+        self._title = ""
 
     @property
     def _terse(self) -> bool:
         return bool(self._display.verbosity == 0)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """Print the play's name."""
+        """Keep the play's name: one without hosts is not worth a line."""
         # Each task on each host is a fork. A collection there would write to, and so copy, all
         # that Ansible has in memory, which is a fifth of a run's CPU time.
         gc.freeze()
@@ -56,12 +57,20 @@ class CallbackModule(DefaultCallback):
             return
         self._play = play
         dry = " (dry run)" if play.check_mode else ""
-        self._display.display(f"\n{play.get_name().strip()}{dry}", color=C.COLOR_HIGHLIGHT)
+        self._title = f"\n{play.get_name().strip()}{dry}"
+
+    def v2_playbook_on_no_hosts_matched(self) -> None:
+        """Print nothing: the lab is past the phase."""
+        if not self._terse:
+            super().v2_playbook_on_no_hosts_matched()
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
-        """Print nothing yet: the line comes with the result."""
+        """Print the play's name before its first task; a task's line comes with its result."""
         if not self._terse:
             super().v2_playbook_on_task_start(task, is_conditional)
+        elif self._title:
+            self._display.display(self._title, color=C.COLOR_HIGHLIGHT)
+            self._title = ""
 
     def v2_playbook_on_include(self, included_file: Any) -> None:
         """Print nothing: the included tasks speak for themselves."""
@@ -82,6 +91,7 @@ class CallbackModule(DefaultCallback):
             "include_tasks",
             "import_tasks",
             "set_fact",
+            "add_host",
             "assert",
             "validate_argument_spec",
         ):
@@ -111,6 +121,11 @@ class CallbackModule(DefaultCallback):
         self._line("failed", result)
         self._display.display(f"ERROR {message}", color=C.COLOR_ERROR, stderr=True)
 
+    def v2_runner_item_on_ok(self, result: Any) -> None:
+        """Print nothing: a loop only keeps books here."""
+        if not self._terse:
+            super().v2_runner_item_on_ok(result)
+
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Print why a host cannot be reached."""
         self.v2_runner_on_failed(result)
@@ -136,7 +151,7 @@ class CallbackModule(DefaultCallback):
         text = rest.rpartition(" | ")[2] if separator else name
         where = f"{role}: " if separator else ""
         self._display.display(
-            f"  {state:8} {result.host.get_name():6} {where}{text}", color=COLOURS.get(state)
+            f"  {state:8} {result.host.get_name():9} {where}{text}", color=COLOURS.get(state)
         )
 
 

@@ -9,12 +9,15 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.common.yaml import yaml_load
 
+from workload.lab import NAME_PATTERN
 from workload.schemas import is_taken, taken
+from workload.topology import Node
 
 #: Names that Ansible itself puts among a host's variables, beside ansible_*.
 MAGIC = frozenset(
@@ -38,8 +41,6 @@ MAGIC = frozenset(
     }
 )
 REGION_KEYS = frozenset({"countries"})
-#: A region's name is a schema's, a server's and part of a host name; a country's is text in bounds.
-REGION_NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 COUNTRY_CODE = re.compile(r"[a-z0-9_-]{1,16}")
 NODE_KEYS = ("node_region", "node_port_offset", "node_container")
 HIGHEST_PORT = 65_535
@@ -61,19 +62,22 @@ def unknown_names(names: Iterable[str], known: Iterable[str]) -> list[str]:
     """
     expected = MAGIC | set(known)
     problems = []
-    for name in sorted(set(names) - expected):
+    own = {name for name in names if not name.startswith(("ansible_", "__"))}
+    for name in sorted(own - expected):
         close = difflib.get_close_matches(name, expected, n=1)
         meant = f"did you mean {close[0]}?" if close else "no role reads it"
         problems.append(f"unknown variable '{name}' in the inventory or --extra-vars: {meant}")
     return problems
 
 
-def region_problems(regions: Mapping[str, Any]) -> list[str]:
+def region_problems(regions: Any) -> list[str]:
     """Name what is wrong with the regions: their names, their keys, countries claimed twice."""
+    if not isinstance(regions, Mapping):
+        return [f"lab_regions is {regions!r}: use a dict of regions, each with its countries"]
     problems = []
     claimed: dict[str, str] = {}
     for region, entry in regions.items():
-        if not REGION_NAME.fullmatch(str(region)) or is_taken(str(region)):
+        if not NAME_PATTERN.fullmatch(str(region)) or is_taken(str(region)):
             problems.append(
                 f"region '{region}' in lab_regions is no name for a region, whose rows are in a"
                 f" schema of that name: use lower-case letters, digits, _ and -, and none of"
@@ -111,7 +115,7 @@ def region_problems(regions: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def node_problems(hosts: Iterable[Mapping[str, Any]], regions: Mapping[str, Any]) -> list[str]:
+def node_problems(hosts: Iterable[Mapping[str, Any]], regions: Any) -> list[str]:
     """Name what is wrong with the nodes' identities: missing, unknown, or shared by two nodes."""
     problems = []
     taken: dict[tuple[str, Any], str] = {}
@@ -121,20 +125,59 @@ def node_problems(hosts: Iterable[Mapping[str, Any]], regions: Mapping[str, Any]
         if missing:
             problems.append(f"node '{name}' has no {missing[0]}: set it in the inventory")
             continue
-        if host["node_region"] not in regions:
+        identity = {key: host[key] for key in NODE_KEYS}
+        for what, text in (
+            (f"node '{name}'", name),
+            (f"node_container of '{name}'", identity["node_container"]),
+        ):
+            if not isinstance(text, str) or not NAME_PATTERN.fullmatch(text):
+                problems.append(
+                    f"{what} is {text!r}, which is no name for a folder or a container: use up to"
+                    " 31 characters of a-z 0-9 _ -, a letter first"
+                )
+        if not str(identity["node_port_offset"]).isdigit():
             problems.append(
-                f"node '{name}' is in region '{host['node_region']}', which lab_regions does not"
-                f" name: use one of {', '.join(regions)}"
+                f"node_port_offset of '{name}' is {identity['node_port_offset']!r}: use a number"
+                " from 0"
             )
-        for key in ("node_port_offset", "node_container"):
-            other = taken.setdefault((key, host[key]), name)
+        if not isinstance(regions, Mapping):
+            continue
+        if str(identity["node_region"]) not in regions:
+            problems.append(
+                f"node '{name}' is in region '{identity['node_region']}', which lab_regions does"
+                f" not name: use one of {', '.join(map(str, regions))}"
+            )
+        # A slot's name has no dashes.
+        identity["name"] = name.replace("-", "_")
+        for key in ("name", "node_port_offset", "node_container"):
+            value = str(identity[key])
+            other = taken.setdefault((key, value), name)
             if other == name:
                 continue
             why = ""
             if key == "node_container":
                 why = ": two servers on one volume destroy its data, give each its own"
-            problems.append(f"nodes '{other}' and '{name}' share {key} {host[key]}{why}")
+            problems.append(f"nodes '{other}' and '{name}' share {key} {value}{why}")
     return problems
+
+
+def country_problems(country: Any, hosts: Sequence[Mapping[str, Any]], regions: Any) -> list[str]:
+    """Refuse a default country that the origin's region, the first node's, does not serve."""
+    origin = hosts[0].get("node_region")
+    entry = regions.get(str(origin)) if isinstance(regions, Mapping) else None
+    if not isinstance(entry, Mapping) or country in (entry.get("countries") or ()):
+        return []
+    return [
+        f"lab_default_country is '{country}', which region {origin}, where the first customers are,"
+        " does not serve: use one of its countries in lab_regions"
+    ]
+
+
+def rtt_problems(rtt_ms: Any) -> list[str]:
+    """Refuse RTTs that are no dict of dicts; their values are checked where links are made."""
+    if isinstance(rtt_ms, Mapping) and all(isinstance(row, Mapping) for row in rtt_ms.values()):
+        return []
+    return [f"lab_rtt_ms is {rtt_ms!r}: use a dict, as in eu: {{us: 80, jp: 230}}"]
 
 
 def port_problems(base: Any, nodes: int) -> list[str]:
@@ -164,34 +207,19 @@ def password_problems(password: str, address: str) -> list[str]:
 def nodes(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return what the actions need to know of each node."""
     return [
-        {
-            "name": host["inventory_hostname"],
-            "region": host["node_region"],
-            "host": host["node_host"],
-            "port": host["node_port"],
-            "port_offset": host["node_port_offset"],
-            "follows": host.get("node_follows", ""),
-            "container": host["node_volume"],
-            "volume": host["node_volume"],
-        }
+        asdict(
+            Node(
+                name=host["inventory_hostname"],
+                region=host["node_region"],
+                host=host["node_host"],
+                port=host["node_port"],
+                port_offset=host["node_port_offset"],
+                follows=host.get("node_follows", ""),
+                container=host["node_container_name"],
+            )
+        )
         for host in hosts
     ]
-
-
-def pair(nodes: Iterable[Mapping[str, Any]], place: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a pair's place with {primary, standby}: by its roles, or as the two begin.
-
-    place: what the pair's actions take, and roles, {node: role}, which they do not.
-    """
-    roles = place["roles"]
-    primary, standby = sorted(
-        nodes,
-        key=lambda node: (
-            roles.get(node["name"], "standby" if node["follows"] else "primary") != "primary"
-        ),
-    )
-    found = {key: value for key, value in place.items() if key != "roles"}
-    return {**found, "primary": primary, "standby": standby}
 
 
 class FilterModule:
@@ -200,12 +228,13 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters."""
         return {
+            "lab_country_problems": country_problems,
             "lab_node_problems": node_problems,
             "lab_nodes": nodes,
-            "lab_pair": pair,
             "lab_password_problems": password_problems,
             "lab_port_problems": port_problems,
             "lab_region_problems": region_problems,
             "lab_role_inputs": role_inputs,
+            "lab_rtt_problems": rtt_problems,
             "lab_unknown_names": unknown_names,
         }

@@ -14,9 +14,9 @@ def server_arguments(settings: Mapping[str, Any]) -> list[str]:
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
-def node_labels(node: str, lab_name: str, lab_home: str) -> dict[str, str]:
+def node_labels(node: str, lab_home: str) -> dict[str, str]:
     """Return the labels by which a node's container and volume are known as this lab's."""
-    return Lab(lab_name, home_path(lab_home)).node_labels(node)
+    return Lab.at(home_path(lab_home)).node_labels(node)
 
 
 class FilterModule:

@@ -784,9 +784,9 @@ def test_purge_that_was_killed_is_finished(after: After) -> None:
     """What was planted is gone by its table, as copies are, and its traces are not scrubbed yet."""
     lab = after.lab
     assert {"wal", "statistics"} <= set(strays(lab)["us"]["eu"])
-    (lab.lab.home / "to_scrub").touch()
+    (lab.lab.home / "purge-due").touch()
     lab.play_ok("after")
-    assert not (lab.lab.home / "to_scrub").exists()
+    assert not (lab.lab.home / "purge-due").exists()
     # A log is no copy of the lab's making: it keeps the line that the test wrote.
     assert set(strays(lab)["us"]["eu"]) == {"log"}
 

@@ -196,7 +196,7 @@ def test_empty_password_is_refused_everywhere(address: str, refusal: Refusal) ->
 
 
 def test_nodes_carry_what_the_modules_need() -> None:
-    derived = {"node_host": "127.0.0.1", "node_port": 5432, "node_volume": "mine_eu_db"}
+    derived = {"node_host": "127.0.0.1", "node_port": 5432, "node_container_name": "mine_eu_db"}
     (found,) = nodes([{**node("eu"), **derived, "other": 1}])
     expected = {
         "name": "eu",
@@ -204,7 +204,6 @@ def test_nodes_carry_what_the_modules_need() -> None:
         "host": "127.0.0.1",
         "port": 5432,
         "container": "mine_eu_db",
-        "volume": "mine_eu_db",
     }
     assert expected.items() <= found.items()
     assert "other" not in found

@@ -62,7 +62,7 @@ def test_bad_name_is_refused_with_the_rule(name: str, refusal: Refusal) -> None:
 def test_labels_do_not_depend_on_how_the_folder_was_typed() -> None:
     lab = Lab("lab", Path("/srv/lab"))
     for typed in ("/srv/lab", "/srv/lab/", "/srv//lab"):
-        labels = node_labels("eu", "lab", typed)
+        labels = node_labels("eu", typed)
         assert labels == {LABEL_NAME: "lab", LABEL_HOME: "/srv/lab", LABEL_NODE: "eu"}
         assert lab.labels.items() <= labels.items()
 

@@ -1,48 +1,21 @@
-"""What the Ansible actions of a primary and standby pair have in common."""
+"""Primary and standby pairs, by what topology.json says of their nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from workload.actions import NODE
-from workload.lab import Lab, home_path
-from workload.nodes.server import Place, node_server
+from workload.errors import LabError
+from workload.nodes.server import server_of
 from workload.nodes.standby import Member
-from workload.sql import Login
-
-#: Arguments that say where a pair's nodes are.
-PAIR: dict[str, Any] = {
-    "name": {"type": "str", "required": True},
-    "home": {"type": "str", "required": True},
-    "password": {"type": "str", "required": True, "no_log": True},
-    "runtime": {"type": "str", "required": True},
-    "network": {"type": "str", "required": True},
-    "image": {"type": "str", "default": ""},
-    "bin_dir": {"type": "str", "default": ""},
-    "timeout_s": {"type": "int", "default": 60},
-    "primary": {"type": "dict", "required": True, "options": NODE},
-    "standby": {"type": "dict", "required": True, "options": NODE},
-}
+from workload.topology import Topology
 
 
-def members(arguments: Mapping[str, Any]) -> tuple[Lab, Member, Member]:
-    """Return the lab, the primary and the standby that an action's arguments name."""
-    lab = Lab(arguments["name"], home_path(arguments["home"]))
-
-    def member(node: Mapping[str, Any]) -> Member:
-        place = Place(
-            lab=lab,
-            runtime=arguments["runtime"],
-            node=node["name"],
-            host=node["host"],
-            port=node["port"],
-            container=node["container"],
-            network=arguments["network"],
-            image=arguments["image"],
-            bin_dir=arguments["bin_dir"],
-        )
-        login = Login(node["host"], node["port"], "postgres", arguments["password"])
-        return Member(node["name"], node_server(place), login)
-
-    return lab, member(arguments["primary"]), member(arguments["standby"])
+def pair_of(topology: Topology, password: str, region: str) -> tuple[Member, Member]:
+    """Return a region's primary and the other node of its pair; raises LabError without one."""
+    names = [name for name, node in topology.nodes.items() if node["region"] == region]
+    names.sort(key=lambda name: topology.nodes[name]["role"] != "primary")
+    if len(names) < 2 or topology.nodes[names[0]]["role"] != "primary":
+        raise LabError(f"region {region} has no primary and standby: its nodes are {names}")
+    primary, other = (
+        Member(name, server_of(topology, name), topology.operator_login(name, password))
+        for name in names[:2]
+    )
+    return primary, other

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from secrets import token_urlsafe
 from typing import Any
@@ -18,24 +19,11 @@ from workload.lab import Lab, write_atomically
 from workload.nodes import embedded
 from workload.nodes.docker import Engine, Image
 from workload.nodes.embedded import EmbeddedServer
+from workload.topology import PHASES, Node
 from workload.wan import control
 
 RUNTIMES = ("auto", "docker", "embedded")
 MINIMUM_MAJOR = embedded.MINIMUM_MAJOR
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node as the inventory describes it."""
-
-    name: str
-    region: str
-    host: str
-    port: int
-    port_offset: int
-    follows: str
-    container: str
-    volume: str
 
 
 @dataclass(frozen=True)
@@ -47,11 +35,6 @@ class Machine:
     image: str
     image_present: bool
     bin_dir: str
-    phase: str | None
-    #: Each node's role, primary, standby or fenced, as far as the lab has come.
-    roles: dict[str, str]
-    #: host and port of the first region's primary; empty before there is one.
-    primary: dict[str, Any]
     #: Nodes that stand already, whether or not their server runs now.
     existing: list[str]
 
@@ -70,39 +53,36 @@ def examine(
     machine, engine = choose_runtime(lab, runtime, images, bin_dir)
     for node in nodes:
         if engine:
-            engine.check_ownership(lab, node.container, node.volume)
+            engine.check_ownership(lab, node.container, node.container)
         if not _is_listening(lab, node, engine):
             check_port(node)
     return asdict(
         Machine(
             **machine,
-            phase=lab.read_phase(),
-            roles=lab.read_roles(),
-            primary=lab.read_primary(),
             existing=[node.name for node in nodes if _exists(lab, node, engine)],
         )
     )
 
 
-def check_road(lab: Lab, phases: list[str], builds: str, needs: str, allows_fenced: bool) -> bool:
+def check_road(lab: Lab, builds: str, needs: str, allows_fenced: bool) -> bool:
     """Return whether the lab is past the phase that a playbook builds, so that it has no work.
 
     builds and needs are phases, or "" for a drill and for the first. Raises LabError where the
     phase that it needs is not reached, or where it would start a node that a fail-over fenced.
     """
     phase = lab.read_phase()
-    if phase is not None and phase not in phases:
+    if phase is not None and phase not in PHASES:
         raise LabError(
             f"{lab.topology_file} has the phase '{phase}', which is not on the road: make teardown"
             " starts afresh"
         )
-    reached = -1 if phase is None else phases.index(phase)
-    if needs and reached < phases.index(needs):
+    reached = -1 if phase is None else PHASES.index(phase)
+    if needs and reached < PHASES.index(needs):
         raise LabError(
             f"the lab is in phase {phase or '(none)'}, and this builds on {needs}: play"
-            f" playbooks/{phases[reached + 1]}.yml first"
+            f" playbooks/{PHASES[reached + 1]}.yml first"
         )
-    if builds and reached > phases.index(builds):
+    if builds and reached > PHASES.index(builds):
         return True
     fenced = [name for name, role in lab.read_roles().items() if role == "fenced"]
     if fenced and not allows_fenced:
@@ -112,11 +92,16 @@ def check_road(lab: Lab, phases: list[str], builds: str, needs: str, allows_fenc
     return False
 
 
-def begin(lab: Lab, runtime: str, secrets: list[str], dry_run: bool) -> bool:
-    """Record the lab's name and runtime and generate missing passwords; return whether any was."""
-    begun = {"name": lab.name, "runtime": runtime}
+def begin(lab: Lab, machine: Mapping[str, Any], secrets: list[str], dry_run: bool) -> bool:
+    """Record the lab's name and what it runs on, make its network, and generate missing passwords.
+
+    Returns whether anything was missing.
+    """
+    begun = {"name": lab.name, **{key: machine[key] for key in ("runtime", "image", "bin_dir")}}
     missing = [name for name in secrets if not lab.secret_file(name).exists()]
     changed = lab.read_state() != begun or bool(missing)
+    if machine["runtime"] == "docker":
+        changed |= Engine().have_network(lab, lab.network, dry_run)
     if changed and not dry_run:
         write_atomically(lab.home / "lab.json", json.dumps(begun) + "\n")
         for name in missing:

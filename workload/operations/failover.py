@@ -97,7 +97,7 @@ def _redirect(topology: Topology, password: str) -> None:
     """
     if not topology.has_reached("after"):
         return
-    setup = access.Setup(topology, password, topology.countries(), topology.user)
+    setup = access.setup_of(topology, password)
     for node in topology.primaries():
         with contextlib.suppress(LabError, psycopg.Error):
             access.point_servers(setup, [node])

@@ -29,6 +29,7 @@ from workload.sharding.leaves import TABLES, Leaf, leaves_of, parents
 from workload.sharding.locks import LOCKS_S, exclusively
 from workload.sql import connect, describe, take_turns, together
 from workload.topology import Role, Topology, set_roles
+from workload.wan import control
 
 #: Seconds for those to leave who pass by the origin on their way to a region that has moved.
 DETOUR_S = 30.0
@@ -102,6 +103,11 @@ class Setup:
             for name, node in self.topology.nodes.items()
             if node["role"] not in ("standby", "fenced")
         ]
+
+
+def setup_of(topology: Topology, password: str) -> Setup:
+    """Return what topology.json says of a lab's regions and customers, and the passwords."""
+    return Setup(topology, password, topology.countries(), topology.user)
 
 
 def prepare(setup: Setup) -> bool:
@@ -256,8 +262,11 @@ def _has_emptied(setup: Setup, connection: psycopg.Connection[Any]) -> bool:
     One may be under way that has not arrived: a session asks for a transaction, and a round trip
     later for the rows.
     """
+    topology = setup.topology
     rtt_ms = max(
-        (way["rtt_ms"] for region in setup.topology.all_regions for way in region.ways), default=0.0
+        control.rtt_ms(topology.lab, region.name, node)
+        for region in topology.all_regions
+        for node in topology.nodes
     )
     row: Any = connection.execute(
         "SELECT clock_timestamp() + %s * interval '1 ms'", (rtt_ms,)

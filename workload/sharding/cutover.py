@@ -39,6 +39,7 @@ from workload.sharding.leaves import TABLES, Leaf, leaves_of
 from workload.sharding.locks import LOCKS_S, LockOutcome, PostponedError, exclusively
 from workload.sql import describe, take_turns, together
 from workload.topology import Topology, set_roles, set_warm_up
+from workload.wan import control
 
 #: Round trips in which the region's customers warm up: the twenty over which they spread, and one's
 #: own.
@@ -127,7 +128,7 @@ def _move(
     topology, customers_role = setup.topology, setup.customers_role
     region = leaves[0].region
     way = topology.region(topology.origin()).way_to(node)
-    rtt_ms = float(way["rtt_ms"])
+    rtt_ms = control.rtt_ms(topology.lab, topology.origin(), node)
     for role in foreign.SECRETS:
         foreign.grant(new, role, region)
     foreign.grant_customers(new, leaves, customers_role)

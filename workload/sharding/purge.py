@@ -62,7 +62,7 @@ def purge(topology: Topology, password: str, regions: Mapping[str, Sequence[str]
             raise LabError(f"region {region} is not at home on its own node: nothing is purged")
     removed: list[str] = []
     # A run that was killed may have removed all that there is to see, and scrubbed nothing.
-    due = topology.lab.home / "to_scrub"
+    due = topology.lab.home / "purge-due"
     is_due = due.exists() or topology.phase != "after"
     due.touch()
     reached("purge.due")

@@ -105,6 +105,24 @@ def replicate(
     return found
 
 
+def kept_by(
+    topology: Topology, password: str, regions: Mapping[str, Sequence[str]], own: bool
+) -> dict[str, list[str]]:
+    """Return the regions whose leaves each node outside the origin is to hold copies of.
+
+    All of them; with own each node's own region alone, until its rows are at home there.
+    """
+    wanted: dict[str, list[str]] = {}
+    for name, node in topology.nodes.items():
+        if node["region"] == topology.origin():
+            continue
+        if not own:
+            wanted[name] = list(regions)
+        elif node["role"] != "primary" and is_at_origin(topology, password, node["region"]):
+            wanted[name] = [node["region"]]
+    return wanted
+
+
 def is_at_origin(topology: Topology, password: str, region: str) -> bool:
     """Tell whether the origin has a region's rows, so that there is something to copy."""
     with connect(topology.operator_login(topology.origin_primary(), password), 10) as connection:
