@@ -36,13 +36,15 @@ from workload.sharding.leaves import (
     leaves_of,
 )
 from workload.sharding.locks import LockOutcome, exclusively
-from workload.sharding.objects import read
+from workload.sharding.objects import of_kind, read
 from workload.sql import Login, connect, describe, take_turns, together
 
 #: Keys left to bring over that are few enough to do so while customers wait.
 FEW = 200
 #: What one try for the locks may wait for them at most; everybody waits behind it.
 LONGEST_MS = 200.0
+#: The rights on an old name by which a statement goes on to the parent.
+WRITTEN_THROUGH = ("SELECT", "INSERT", "UPDATE", "DELETE")
 #: Seconds until the swap is given up.
 SWAP_TIMEOUT_S = 60.0
 #: Seconds until what a run that gave up has made is left to the next one.
@@ -123,6 +125,7 @@ def _move(
     size_before = _size(connection)
     definitions = of_start(connection)
     _shape_parents(connection, definitions)
+    _carry_rights(connection, definitions)
     gates.build(connection, [leaf for leaf in leaves if leaf.region in leaving])
     for leaf in leaves:
         connection.execute(together(definitions[leaf.table].create(leaf)))
@@ -184,6 +187,36 @@ def _shape_parents(
         for name, view in views.items():
             for statement in grants(objects[name], view):
                 connection.execute(statement)
+
+
+def _carry_rights(
+    connection: psycopg.Connection[Any], definitions: Mapping[str, Definition]
+) -> None:
+    """Give the rights on the tables of the start on the views, and on what these write to.
+
+    A statement by an old name goes on by the parent and by functions of schema lab as the session's
+    own role.
+    """
+    roles = set()
+    for table in STARTED:
+        rights = of_kind(definitions[table.name].objects, "grant")
+        roles |= {found.name for found in rights if found.name != "PUBLIC"}
+        writes = [found for found in rights if found.definition in WRITTEN_THROUGH]
+        for statement in [
+            *grants(rights, sql.Identifier("lab", table.name)),
+            *grants(writes, sql.Identifier("global", table.name)),
+        ]:
+            connection.execute(statement)
+    functions = connection.execute(
+        "SELECT DISTINCT p.oid::regprocedure::text FROM pg_proc AS p, aclexplode(p.proacl) AS a"
+        " WHERE p.pronamespace = 'lab'::regnamespace AND a.grantee NOT IN (0, p.proowner)"
+    ).fetchall()
+    for role in map(sql.SQL, sorted(roles)):
+        connection.execute(sql.SQL("GRANT USAGE ON SCHEMA global, lab TO {}").format(role))
+        for (name,) in functions:
+            connection.execute(
+                sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(sql.SQL(name), role)
+            )
 
 
 def _rows_of(table: Table, definition: Definition) -> sql.Composed:
