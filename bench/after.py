@@ -90,7 +90,7 @@ def _at_home(
     found: dict[tuple[str, str], float], world: dict[tuple[str, str], float]
 ) -> Iterator[Row]:
     for region in sorted({region for region, _ in found} - {"eu"}):
-        for operation in ("buy", "look"):
+        for operation in ("buy", "read"):
             own = found[region, operation]
             at_most = 1.2 * found["eu", operation] + 1
             yield Row(f"{region}: {operation} at home, p50", own, "ms", round(at_most, 2), "lower")

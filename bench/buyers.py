@@ -10,4 +10,4 @@ from workload.traffic.locustfile import *  # noqa: F403
 class Buyer(next(iter(locustfile._classes().values()))):  # type: ignore[misc]
     """Signs up, then only buys."""
 
-    look = Customer.buy
+    read = Customer.buy

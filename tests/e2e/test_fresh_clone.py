@@ -111,7 +111,7 @@ def check_demo(clone: Clone, **environ: str) -> str:
     wide = [line for line in lines if len(line) > 80 and str(clone.path) not in line]
     assert not wide
     rows = json.loads((clone.lab.home / "reports" / "experience.json").read_text())
-    assert {row["operation"] for row in rows} == {"connect", "sign up", "buy", "basket", "look"}
+    assert {row["operation"] for row in rows} == {"connect", "sign up", "buy", "basket", "read"}
     assert sum(row["failures"] for row in rows) == 0
     # They traded while each phase was reached, too, and the cut-overs were under way.
     taken = json.loads((clone.lab.home / "reports" / "steps.json").read_text())

@@ -66,7 +66,7 @@ def test_customers_pay_one_round_trip_a_statement(world: LabUnderTest) -> None:
     play_traffic(world)
     rows = experience(world)
     for region, rtt_ms in (("us", 80), ("jp", 230)):
-        for operation in ("buy", "look"):
+        for operation in ("buy", "read"):
             local = rows["eu", operation]["p50_ms"]
             found = rows[region, operation]["p50_ms"]
             assert rtt_ms <= found + 2, (region, operation, found)

@@ -15,7 +15,7 @@ from tests.fixtures.labs import LabUnderTest, eventually, free_ports, wait_for
 
 pytestmark = pytest.mark.slow
 
-OPERATIONS = {"sign up", "buy", "basket", "look", "connect"}
+OPERATIONS = {"sign up", "buy", "basket", "read", "connect"}
 
 
 def experience(lab: LabUnderTest) -> list[dict[str, Any]]:

@@ -48,11 +48,11 @@ def saved(lab: Lab) -> list[dict[str, Any]]:
 
 
 def test_a_row_for_each_operation_with_its_stale_reads() -> None:
-    entries = [Entry("eu: look", 40, 2, 1.0), Entry("eu: buy", 30, 1, 2.0)]
-    rows = experience.collect("before", entries, {("eu", "look"): 5, ("us", "look"): 9})
+    entries = [Entry("eu: read", 40, 2, 1.0), Entry("eu: buy", 30, 1, 2.0)]
+    rows = experience.collect("before", entries, {("eu", "read"): 5, ("us", "read"): 9})
     assert [(r.region, r.operation, r.requests, r.failures, r.stale_reads) for r in rows] == [
         ("eu", "buy", 30, 1, 0),
-        ("eu", "look", 40, 2, 5),
+        ("eu", "read", 40, 2, 5),
     ]
     assert (rows[0].p50_ms, rows[0].p95_ms, rows[0].p99_ms) == (3.0, 3.9, 3.98)
 
@@ -63,7 +63,7 @@ def test_fields_are_those_of_the_design(lab: Lab) -> None:
 
 
 def test_a_phase_replaces_its_own_rows_and_keeps_the_others(lab: Lab) -> None:
-    experience.save(lab, [row("before", operation="buy"), row("before", operation="look")])
+    experience.save(lab, [row("before", operation="buy"), row("before", operation="read")])
     experience.save(lab, [row("shard", requests=7)])
     experience.save(lab, [row("before", operation="buy", requests=9)])
     kept = {(entry["phase"], entry["operation"]): entry["requests"] for entry in saved(lab)}

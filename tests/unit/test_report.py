@@ -15,13 +15,13 @@ from workload.lab import Lab
 from workload.report import terminal
 from workload.report.experience import Experience
 from workload.report.findings import Receipts, changes, holdings
-from workload.report.roundtrips import Way
+from workload.report.roundtrips import Distance
 
 FAR = {
-    ("expand_world", "us"): Way(80, 80),
-    ("expand_world", "jp"): Way(230, 230),
-    ("shard", "us"): Way(80, 0),
-    ("shard", "jp"): Way(230, 0),
+    ("expand_world", "us"): Distance(80, 80),
+    ("expand_world", "jp"): Distance(230, 230),
+    ("shard", "us"): Distance(80, 0),
+    ("shard", "jp"): Distance(230, 0),
 }
 RTT = {"us": 80.0, "jp": 230.0}
 
@@ -31,13 +31,13 @@ def felt(phase: str, region: str, operation: str, p50_ms: float, stale: int = 0)
 
 
 def road() -> list[Experience]:
-    rows = [felt("before", "eu", operation, 2.0) for operation in ("buy", "look")]
+    rows = [felt("before", "eu", operation, 2.0) for operation in ("buy", "read")]
     for phase in ("expand_world", "shard", "after"):
         for region in ("eu", "us", "jp"):
-            way = FAR.get((phase, region), Way())
+            way = FAR.get((phase, region), Distance())
             rows.append(felt(phase, region, "buy", 2.0 + way.writes_ms))
             stale = 30 if phase == "shard" and region != "eu" else 0
-            rows.append(felt(phase, region, "look", 1.0 + way.looks_ms, stale))
+            rows.append(felt(phase, region, "read", 1.0 + way.reads_ms, stale))
     return rows
 
 
@@ -81,12 +81,12 @@ def test_before_and_after_of_each_region_with_what_it_gained() -> None:
     found = {(x.region, x.operation): x for x in changes(road(), FAR)}
     jp = found["jp", "buy"]
     assert (jp.far_ms, jp.shard_ms, jp.home_ms) == (232.0, 232.0, 2.0)
-    assert jp.times == "116 x"
-    assert found["us", "look"].times == "81 x"
-    assert found["us", "look"].stale == "30 of 1,000"
+    assert jp.speed_up == "116 x"
+    assert found["us", "read"].speed_up == "81 x"
+    assert found["us", "read"].stale == "30 of 1,000"
     assert found["us", "buy"].stale == ""
     # At home all the time: what is different there is chance.
-    assert found["eu", "buy"].times == ""
+    assert found["eu", "buy"].speed_up == ""
 
 
 def test_nothing_is_compared_before_there_is_a_change() -> None:
@@ -99,7 +99,7 @@ def test_a_phase_without_traffic_leaves_its_place_empty() -> None:
     found = changes([row for row in road() if row.phase != "shard"], FAR)
     assert {x.shard_ms for x in found} == {None}
     assert {x.stale for x in found} == {""}
-    assert found[2].times
+    assert found[2].speed_up
 
 
 def test_matrix_of_an_audit_has_every_node_and_region() -> None:
@@ -190,7 +190,7 @@ def test_terminal_has_all_of_it_in_80_columns(lab: Lab) -> None:
     assert not wide
     for text in (
         "shard, jp buy: 1 round trip (one statement) x 230 ms",
-        "shard, us look: at home, 1.00 ms; 30 of 1,000",
+        "shard, us read: at home, 1.00 ms; 30 of 1,000",
         "116 x",
         "1,234,567 + 89,012!",
         "VIOLATED",
@@ -210,7 +210,7 @@ def test_page_has_charts_matrices_and_receipts_and_needs_no_network(lab: Lab) ->
     for text in (
         "residency HOLDS", "residency VIOLATED", "1,234,567 + 89,012", "116 x", "Cutovers", "95.1",
         "<td>4</td><td>0</td>", "What each step did", "1,407",
-        "shard, jp buy: 1 round trip", "shard, us look: at home",
+        "shard, jp buy: 1 round trip", "shard, us read: at home",
     ):  # fmt: skip
         assert text in page, text
     assert page.count('class="plotly-graph-div"') == 3

@@ -27,7 +27,7 @@ class Entry:
 
 
 def test_a_row_for_each_region_in_the_labs_order() -> None:
-    entries = [Entry("jp: buy"), Entry("us: buy", num_failures=2), Entry("us: look", 5, 1, 7.0)]
+    entries = [Entry("jp: buy"), Entry("us: buy", num_failures=2), Entry("us: read", 5, 1, 7.0)]
     rows = steps.collect("after", ["eu", "us", "jp"], entries)
     assert rows == [
         Step("after", "us", 15, 3, 25.0, 50.0, 3.5, 7.0),

@@ -1,6 +1,6 @@
 """The source document's two tests of the sharded lab, statement for statement, with what they show.
 
-"Test partitioning" writes through the parent and looks into each region's schema. "Test direct
+"Test partitioning" writes through the parent and reads each region's schema. "Test direct
 inserts into workers" writes to leaves on their own region's node.
 """
 
@@ -36,7 +36,7 @@ INSERT INTO global.customer (country, email) VALUES
   ('zh', 'jp_a@gmail.com'),
   ('in', 'jp_a@gmail.com'),
   ('sg', 'jp_a@gmail.com')"""
-LOOKS = ("SELECT * FROM eu.customer", "SELECT * FROM us.customer", "SELECT * FROM jp.customer")
+READS = ("SELECT * FROM eu.customer", "SELECT * FROM us.customer", "SELECT * FROM jp.customer")
 #: By the region on whose node they run; the document's ports are those of its own three nodes.
 DIRECT = {
     "jp": ["INSERT INTO jp.test (country, email) VALUES ('jp', 'jp_direct@gmail.com')"],
@@ -46,12 +46,12 @@ DIRECT = {
         "INSERT INTO eu.test (country, email) VALUES ('fr', 'fr_direct@gmail.com')",
     ],
 }
-#: Rows that a look shows at most.
+#: Rows of a read that are shown at most.
 SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Seen:
+class Shown:
     """Which direct inserts a node shows: {region whose test rows they are: how many}."""
 
     node: str
@@ -81,12 +81,12 @@ def partitioning(topology: Topology, password: str, console: Console) -> bool:
     holds = True
     with _connect(topology, password, topology.origin_primary()) as connection:
         _run(connection, PARTITIONING)
-        for look in LOOKS:
-            region = look.split()[-1].partition(".")[0]
-            console.print(f"\n{look};", highlight=False)
+        for read in READS:
+            region = read.split()[-1].partition(".")[0]
+            console.print(f"\n{read};", highlight=False)
             rows = strangers = 0
             last: deque[tuple[Any, ...]] = deque(maxlen=SHOWN)
-            for row in connection.cursor().stream(look.encode()):
+            for row in connection.cursor().stream(read.encode()):
                 rows += 1
                 strangers += row[2] not in countries[region]
                 if row[1].endswith("_a@gmail.com"):
@@ -101,7 +101,7 @@ def partitioning(topology: Topology, password: str, console: Console) -> bool:
     return holds
 
 
-def direct(topology: Topology, password: str, console: Console) -> list[Seen]:
+def direct(topology: Topology, password: str, console: Console) -> list[Shown]:
     """Insert into leaves on their regions' nodes; return and print who sees which rows."""
     console.print("\nTest direct inserts into workers", style="bold")
     for region, statements in DIRECT.items():
@@ -128,7 +128,7 @@ def direct(topology: Topology, password: str, console: Console) -> list[Seen]:
                 region: int(_run(connection, f'SELECT count(*) FROM "{region}".test')[0][0])
                 for region in DIRECT
             }
-        seen.append(Seen(node, rows))
+        seen.append(Shown(node, rows))
     table = Table(title="Who sees them (rows)", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("node")
     for region in DIRECT:

@@ -9,10 +9,10 @@ from typing import Any
 from workload import store
 from workload.lab import Lab
 from workload.report.experience import Experience, milliseconds
-from workload.report.roundtrips import Way
+from workload.report.roundtrips import Distance
 
 #: What is compared: one write and one read.
-COMPARED = ("buy", "look")
+COMPARED = ("buy", "read")
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Change:
     home_ms: float | None
     #: Whether it crossed the WAN in expand_world.
     was_far: bool = True
-    looks: int = 0
-    stale_looks: int = 0
+    reads: int = 0
+    stale_reads: int = 0
 
     @property
-    def times(self) -> str:
-        """Return how many times as fast it became; "" for who was at home all the time."""
+    def speed_up(self) -> str:
+        """Return p50 from afar by p50 at home; "" for customers who never crossed the WAN."""
         if not (self.was_far and self.far_ms and self.home_ms):
             return ""
         factor = self.far_ms / self.home_ms
@@ -39,16 +39,16 @@ class Change:
 
     @property
     def stale(self) -> str:
-        """Return how many looks of phase shard missed one's own last purchase."""
-        if self.operation != "look" or self.shard_ms is None:
+        """Return how many reads of phase shard missed one's own last purchase."""
+        if self.operation != "read" or self.shard_ms is None:
             return ""
-        return f"{self.stale_looks:,} of {self.looks:,}"
+        return f"{self.stale_reads:,} of {self.reads:,}"
 
 
-def changes(rows: Iterable[Experience], far: Mapping[tuple[str, str], Way]) -> list[Change]:
-    """Return what became of buying and looking, for each region; [] until there is a change.
+def changes(rows: Iterable[Experience], far: Mapping[tuple[str, str], Distance]) -> list[Change]:
+    """Return what became of buying and reading, for each region; [] until there is a change.
 
-    far: as roundtrips.ways() returns it.
+    far: as roundtrips.distances() returns it.
     """
     found = {(row.phase, row.region, row.operation): row for row in rows}
     phases = {phase for phase, _, _ in found}
@@ -71,8 +71,8 @@ def changes(rows: Iterable[Experience], far: Mapping[tuple[str, str], Way]) -> l
                     shard_ms=p50("shard", region, operation),
                     home_ms=p50("after", region, operation),
                     was_far=("expand_world", region) in far,
-                    looks=sharded.requests if sharded else 0,
-                    stale_looks=sharded.stale_reads if sharded else 0,
+                    reads=sharded.requests if sharded else 0,
+                    stale_reads=sharded.stale_reads if sharded else 0,
                 )
             )
     return made

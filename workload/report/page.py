@@ -39,7 +39,7 @@ th { font-weight: 600; color: #52606d; }
 details { margin-top: .8rem; } summary { cursor: pointer; color: #2563eb; }
 @media (max-width: 60rem) { .beside { grid-template-columns: 1fr; } }
 """
-CHARTS = {"buy": "A purchase", "look": "A look at one's purchases", "connect": "A connection"}
+CHARTS = {"buy": "A purchase", "read": "A read of one's purchases", "connect": "A connection"}
 
 Audit = tuple[Mapping[str, Any], Sequence[Holding]]
 
@@ -55,7 +55,7 @@ def page(
     taken: Sequence[Step] = (),
 ) -> str:
     """Return the report as one HTML page that needs no network."""
-    charts = _chart(rows, "buy", script=True) + _chart(rows, "look")
+    charts = _chart(rows, "buy", script=True) + _chart(rows, "read")
     matrices = "".join(_matrix(entry, cells) for entry, cells in audits)
     if matrices:
         charts = (
@@ -159,16 +159,19 @@ def _changes(changes: Sequence[Change]) -> str:
 
     table = _table(
         ("region", "operation", "expand_world", "shard", "stale in shard", "after",
-         "times as fast"),
+         "speed-up"),
         [
-            (c.region, c.operation, ms(c.far_ms), ms(c.shard_ms), c.stale, ms(c.home_ms), c.times)
+            (
+                c.region, c.operation, ms(c.far_ms), ms(c.shard_ms), c.stale, ms(c.home_ms),
+                c.speed_up,
+            )
             for c in changes
         ],
         left=2,
     )  # fmt: skip
     return (
         "<h2>What sharding changed</h2><p>p50 in ms. In expand_world everybody is served from the"
-        " first region; in shard looks are at home and may be stale, and writes are not; in after"
+        " first region; in shard reads are at home and may be stale, and writes are not; in after"
         " both are at home. The last column is expand_world against after, which is about the RTT"
         f" against the time at home.</p><div class=wide>{table}</div>"
     )
@@ -197,14 +200,14 @@ def _receipts(receipts: Receipts) -> str:
 def _steps(taken: Sequence[Step]) -> str:
     table = _table(
         ("on the way to", "region", "requests", "failed", "buy p50 ms", "slowest buy ms",
-         "look p50 ms", "slowest look ms"),
+         "read p50 ms", "slowest read ms"),
         map(cells, taken),
         left=2,
     )  # fmt: skip
     return (
-        "<h2>What each step did to those who traded on meanwhile</h2><p>The slowest request of"
+        "<h2>What each step did to the customers who traded meanwhile</h2><p>The slowest request of"
         " all is what the step cost somebody: a lock that was waited for, a connection made anew,"
-        f" a way that was longer for a moment.</p><div class=wide>{table}</div>"
+        f" a link that was slower for a moment.</p><div class=wide>{table}</div>"
     )
 
 
@@ -265,7 +268,7 @@ def _links(wan: Sequence[Mapping[str, Any]]) -> str:
                 " and ".join(
                     word
                     for word, used in (
-                        ("write", row["serves"]), ("look", row.get("looks", row["serves"])),
+                        ("write", row["serves"]), ("read", row.get("looks", row["serves"])),
                     )
                     if used
                 ),

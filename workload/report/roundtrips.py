@@ -15,41 +15,41 @@ ROUND_TRIPS: Mapping[str, tuple[int, str]] = {
     "sign up": (1, "one statement"),
     "buy": (1, "one statement"),
     "basket": (4, "BEGIN, two statements, COMMIT"),
-    "look": (1, "one statement"),
+    "read": (1, "one statement"),
 }
 
 
 @dataclass(frozen=True)
-class Way:
-    """How far a region's customers had it in a phase, in ms of RTT: to write, and to look."""
+class Distance:
+    """The RTT in ms that a region's customers cross in a phase: to write, and to read."""
 
     writes_ms: float = 0.0
-    looks_ms: float = 0.0
+    reads_ms: float = 0.0
 
     def rtt_ms(self, operation: str) -> float | None:
-        """Return the RTT of an operation; None where some of them had it further than others.
+        """Return the RTT of an operation; None where they cross two of them.
 
-        Customers who look at another node than they write to have a connection to either.
+        Customers who read from another node than they write to have a connection to either.
         """
-        if operation == "connect" and self.writes_ms != self.looks_ms:
+        if operation == "connect" and self.writes_ms != self.reads_ms:
             return None
-        return self.looks_ms if operation == "look" else self.writes_ms
+        return self.reads_ms if operation == "read" else self.writes_ms
 
 
-def ways(wan: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Way]:
-    """Return the way of each (phase, region) by the rows of wan.json.
+def distances(wan: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Distance]:
+    """Return the distance of each (phase, region) by the rows of wan.json.
 
     A region that uses none of a phase's links is at home; it is not in what is returned.
     """
-    found: dict[tuple[str, str], Way] = {}
+    by_region: dict[tuple[str, str], Distance] = {}
     for row in wan:
         key = (row["phase"], row["from"])
-        way = found.get(key, Way())
-        writes_ms = row["configured_ms"] if row["serves"] else way.writes_ms
-        looks_ms = row["configured_ms"] if row.get("looks", row["serves"]) else way.looks_ms
-        if (writes_ms, looks_ms) != (0.0, 0.0):
-            found[key] = Way(writes_ms, looks_ms)
-    return found
+        known = by_region.get(key, Distance())
+        writes_ms = row["configured_ms"] if row["serves"] else known.writes_ms
+        reads_ms = row["configured_ms"] if row.get("looks", row["serves"]) else known.reads_ms
+        if (writes_ms, reads_ms) != (0.0, 0.0):
+            by_region[key] = Distance(writes_ms, reads_ms)
+    return by_region
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,16 @@ FIRST = (
 )
 
 
-def explain(rows: Iterable[Experience], found: Mapping[tuple[str, str], Way]) -> list[Explanation]:
+def explain(
+    rows: Iterable[Experience], far: Mapping[tuple[str, str], Distance]
+) -> list[Explanation]:
     """Return an explanation for each operation that crosses the WAN.
 
-    found: as ways() returns it; a (phase, region) that is not in it is at home.
+    far: as distances() returns it; a (phase, region) that is not in it is at home.
     """
     rows = list(rows)
     rtt_ms = {
-        (row.phase, row.region, row.operation): found.get((row.phase, row.region), Way()).rtt_ms(
+        (row.phase, row.region, row.operation): far.get((row.phase, row.region), Distance()).rtt_ms(
             row.operation
         )
         for row in rows
@@ -119,23 +121,23 @@ def explain(rows: Iterable[Experience], found: Mapping[tuple[str, str], Way]) ->
             region=row.region,
             operation=row.operation,
             round_trips=ROUND_TRIPS[row.operation][0],
-            rtt_ms=far,
+            rtt_ms=rtt,
             local_ms=at_home.get((row.phase, row.operation), 0.0),
             measured_ms=row.p50_ms,
         )
         for row in rows
-        if (far := rtt_ms[row.phase, row.region, row.operation]) and row.operation in ROUND_TRIPS
+        if (rtt := rtt_ms[row.phase, row.region, row.operation]) and row.operation in ROUND_TRIPS
     ]
 
 
-def read_notes(rows: Iterable[Experience], found: Mapping[tuple[str, str], Way]) -> list[str]:
-    """Return a sentence for each region that looked at home and wrote from afar."""
+def read_notes(rows: Iterable[Experience], far: Mapping[tuple[str, str], Distance]) -> list[str]:
+    """Return a sentence for each region that read at home and wrote from afar."""
     notes = []
     for row in rows:
-        way = found.get((row.phase, row.region), Way())
-        if row.operation == "look" and way.looks_ms < way.writes_ms:
+        distance = far.get((row.phase, row.region), Distance())
+        if row.operation == "read" and distance.reads_ms < distance.writes_ms:
             notes.append(
-                f"{row.phase}, {row.region} look: at home, {milliseconds(row.p50_ms)} ms;"
+                f"{row.phase}, {row.region} read: at home, {milliseconds(row.p50_ms)} ms;"
                 f" {row.stale_reads:,} of {row.requests:,} did not show one's own last purchase,"
                 " which comes back as a copy"
             )

@@ -39,13 +39,13 @@ def collect(phase: str, regions: Iterable[str], entries: Iterable[Any]) -> list[
         by_region.setdefault(region, {})[operation] = entry
     rows = []
     for region in regions:
-        found = by_region.get(region)
-        if not found:
+        operations = by_region.get(region)
+        if not operations:
             continue
-        buy, look = _times(found.get("buy")), _times(found.get("look"))
-        requests = sum(entry.num_requests for entry in found.values())
-        failures = sum(entry.num_failures for entry in found.values())
-        rows.append(Step(phase, region, requests, failures, *buy, *look))
+        buy, read = _times(operations.get("buy")), _times(operations.get("read"))
+        requests = sum(entry.num_requests for entry in operations.values())
+        failures = sum(entry.num_failures for entry in operations.values())
+        rows.append(Step(phase, region, requests, failures, *buy, *read))
     return rows
 
 

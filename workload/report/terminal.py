@@ -16,7 +16,7 @@ from workload.report import steps
 from workload.report.experience import Experience, load, milliseconds, show
 from workload.report.findings import Change, Holding, Receipts, changes, holdings
 from workload.report.page import page
-from workload.report.roundtrips import FIRST, Explanation, explain, read_notes, ways
+from workload.report.roundtrips import FIRST, Explanation, distances, explain, read_notes
 from workload.topology import tables_of
 from workload.wan.measure import is_within, read_wan
 
@@ -69,7 +69,7 @@ def run(lab: Lab, console: Console) -> None:
     rows.sort(key=lambda row: (phases.index(row.phase), places.get(row.region, len(places))))
     wan = read_wan(lab)
     check_wan(wan, rows)
-    far = ways(wan)
+    far = distances(wan)
     explanations, notes = explain(rows, far), read_notes(rows, far)
     found = changes(rows, far)
     held = [(entry, holdings(entry)) for entry in residency.load(lab)]
@@ -123,7 +123,7 @@ def _show_changes(found: Sequence[Change], console: Console) -> None:
     rows = table("What sharding changed (p50 in ms)")
     rows.add_column("region")
     rows.add_column("operation")
-    for column in ("expand_world", "shard", "stale in shard", "after", "times as fast"):
+    for column in ("expand_world", "shard", "stale in shard", "after", "speed-up"):
         rows.add_column(column, justify="right")
     for change in found:
         rows.add_row(
@@ -132,7 +132,7 @@ def _show_changes(found: Sequence[Change], console: Console) -> None:
             *(_ms(value) for value in (change.far_ms, change.shard_ms)),
             change.stale,
             _ms(change.home_ms),
-            change.times,
+            change.speed_up,
         )
     console.print(rows)
 

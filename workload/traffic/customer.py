@@ -30,10 +30,10 @@ if psycopg.waiting.wait is psycopg.waiting.wait_c:
 
 
 class Customer(User):
-    """Signs up once, then about once a second buys something or looks at their purchases.
+    """Signs up once, then about once a second buys something or reads their purchases.
 
     Outlives every database error. Writes go to the primary; where the region has a standby at
-    home, looks go to that.
+    home, reads go to that.
     """
 
     abstract = True
@@ -76,7 +76,7 @@ class Customer(User):
 
     @task
     def trade(self) -> None:
-        """Do one thing; after half of the purchases, look at once whether it is there."""
+        """Do one thing; after half of the purchases, read at once whether it is there."""
         chance = self.random.random()
         if self.customer_id is None:
             self.sign_up()
@@ -85,9 +85,9 @@ class Customer(User):
         elif chance < 0.5:
             self.buy()
             if chance < 0.3:
-                self.look()
+                self.read()
         else:
-            self.look()
+            self.read()
         self.writer.warm_up()
 
     def sign_up(self) -> None:
@@ -121,12 +121,15 @@ class Customer(User):
         for _ in range(2):
             if self.customer_id is None or not self.writer.is_connected(name):
                 return
-            said, home = self.said(self.writer), self.home
+            statements, home = self.statements(self.writer), self.home
             # Not from the seed: a second run would repeat the first one's ids.
             keys = [uuid4() for _ in range(count)]
-            country = (self.country,) if said.has_country else ()
+            country = (self.country,) if statements.has_country else ()
             rows = [
-                (said.buy, (key, self.customer_id, self.random.randint(0, 10_000) / 100, *country))
+                (
+                    statements.buy,
+                    (key, self.customer_id, self.random.randint(0, 10_000) / 100, *country),
+                )
                 for key in keys
             ]
             if self.write(name, "p", keys, rows):
@@ -134,34 +137,40 @@ class Customer(User):
             if self.home == home:
                 return
 
+    def amount(self) -> float:
+        """Return what a purchase costs: 0 to 100, in cents."""
+        return self.random.randint(0, 10_000) / 100
+
     @property
     def home(self) -> tuple[str | None, str]:
         """Their country, and the region that they are in."""
         return self.country, self.region
 
-    def said(self, session: Session) -> Statements:
-        """Return what this customer says; one without a country goes on as at the start."""
+    def statements(self, session: Session) -> Statements:
+        """Return this customer's statements; one without a country goes on as at the start."""
         return OLD if self.country is None else session.statements
 
-    def look(self) -> None:
-        """Look at one's purchases; a look that misses one's own last purchase is stale."""
-        session = self.reader if self.looks_elsewhere() else self.writer
-        if not session.is_connected("look"):
+    def read(self) -> None:
+        """Read one's purchases; a read that misses one's own last purchase is stale."""
+        session = self.reader if self.reads_elsewhere() else self.writer
+        if not session.is_connected("read"):
             return
-        said = self.said(session)
-        country = (self.country,) if said.has_country else ()
-        row = session.run("look", said.look, (self.last_purchase, self.customer_id, *country))[1]
+        statements = self.statements(session)
+        country = (self.country,) if statements.has_country else ()
+        row = session.run(
+            "read", statements.read, (self.last_purchase, self.customer_id, *country)
+        )[1]
         if row is None or self.last_purchase is None or row[2]:
             return
         if not self.follow():
             stale = self.market.stale_reads
-            stale[self.region, "look"] = stale.get((self.region, "look"), 0) + 1
+            stale[self.region, "read"] = stale.get((self.region, "read"), 0) + 1
 
     def follow(self) -> bool:
         """Find out where one is at home now, and go there; return whether that is elsewhere.
 
-        An operator may have moved them to another country. Who is nowhere was erased, and signs up
-        anew.
+        An operator may have moved them to another country. One who is nowhere was erased, and signs
+        up anew.
         """
         try:
             if self.market.topology().tables != "home" or self.writer.connection is None:
@@ -191,8 +200,8 @@ class Customer(User):
         self.reader.drop()
         return True
 
-    def looks_elsewhere(self) -> bool:
-        """Tell whether the region's customers look at another node than they write to."""
+    def reads_elsewhere(self) -> bool:
+        """Tell whether the region's customers read from another node than they write to."""
         try:
             return bool(self.market.topology().region(self.region).reads)
         except LabError:

@@ -1,11 +1,11 @@
-"""What customers say to the database: each an ordinary statement, since each is a round trip."""
+"""The customers' statements: each an ordinary one, since each is a round trip."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: The columns that a purchase and a look have in common.
-_LOOK = (
+#: A read: how many purchases one has, their sum, and whether one's last is among them.
+_READ = (
     "SELECT count(*), coalesce(sum(amount), 0), coalesce(bool_or(id = %s), false)"
     " FROM {purchase} WHERE customer_id = %s"
 )
@@ -20,7 +20,7 @@ class Statements:
     #: id, customer_id, amount
     buy: str
     #: id of one's last purchase, customer_id
-    look: str
+    read: str
     has_country: bool
 
 
@@ -28,7 +28,7 @@ class Statements:
 OLD = Statements(
     sign_up="INSERT INTO customer (id, email) VALUES (%s, %s)",
     buy="INSERT INTO purchase (id, customer_id, amount) VALUES (%s, %s, %s)",
-    look=_LOOK.format(purchase="purchase"),
+    read=_READ.format(purchase="purchase"),
     has_country=False,
 )
 #: Where customers have a country and their purchases do not.
@@ -38,7 +38,7 @@ FIND = "SELECT country, region FROM global.find_customer(%s)"
 
 
 def sharded(schema: str) -> Statements:
-    """Return the statements on the partitioned tables, looking there or in a region's own leaves.
+    """Return the statements on the partitioned tables, reading there or in a region's own leaves.
 
     With the country in it, a statement goes to one partition; without, to all. PostgreSQL plans
     those on the partitioned table anew each time, but not an INSERT, which it only has to route: by
@@ -48,13 +48,13 @@ def sharded(schema: str) -> Statements:
         sign_up="INSERT INTO global.customer (id, email, country) VALUES (%s, %s, %s)",
         buy="INSERT INTO global.purchase (id, customer_id, amount, country)"
         " VALUES (%s, %s, %s, %s)",
-        look=_LOOK.format(purchase=f'"{schema}".purchase') + " AND country = %s",
+        read=_READ.format(purchase=f'"{schema}".purchase') + " AND country = %s",
         has_country=True,
     )
 
 
 def statements_for(tables: str, region: str, is_home: bool) -> Statements:
-    """Return what a region's customers say: tables is the topology's public, global or home."""
+    """Return a region's statements; tables is the topology's: public, global or home."""
     if tables == "public":
         return OLD
     return sharded(region if is_home and tables == "home" else "global")

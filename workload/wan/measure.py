@@ -170,7 +170,7 @@ def read_wan(lab: Lab) -> list[dict[str, Any]]:
     """Return what was measured of the WAN around each phase's traffic (reports/wan.json).
 
     [{phase, from, node, configured_ms, measured_ms, serves, looks}], where serves and looks tell
-    whether the region's customers wrote, or looked, over the link.
+    whether the region's customers wrote, or read, over the link.
     """
     return store.load(lab, "wan")
 
