@@ -34,7 +34,7 @@ def _ended(number: int, _frame: object) -> NoReturn:
 
 
 def _late(_number: int, _frame: object) -> NoReturn:
-    # No LabError, which whoever waits for a server would take for the server's.
+    # No LabError: code that waits for a server would take it for the server's.
     sys.exit(f"exhibits: not done in {LIMIT_S} s, the machine is too busy: ask for fewer --seconds")
 
 

@@ -469,7 +469,7 @@ def _verdict(nodes: Sequence[Node], alarms: Sequence[str]) -> Iterator[str]:
     else:
         yield "This time no row was lost from the table: luck, and nothing to build on."
     if missed := acknowledged - sum(node.by_id for node in nodes):
-        yield f"Whoever asks by id, as programs do, misses {missed:,} rows."
+        yield f"A program that asks by id misses {missed:,} rows."
 
 
 # -- the sandbox ---------------------------------------------------------------------------------

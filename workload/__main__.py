@@ -209,8 +209,8 @@ COMMANDS: tuple[Callable[[Lab, Namespace], int], ...] = (
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser; the environment gives the defaults, as make sets it."""
-    found = argparse.ArgumentParser(prog="python -m workload", description=__doc__)
-    commands = found.add_subparsers(dest="command", required=True)
+    whole = argparse.ArgumentParser(prog="python -m workload", description=__doc__)
+    commands = whole.add_subparsers(dest="command", required=True)
     by_name = {}
     for command in COMMANDS:
         name = command.__name__
@@ -244,7 +244,7 @@ def parser() -> argparse.ArgumentParser:
     add("--state", default=set_to("STATE"), metavar="cut|reset|up")
     add("--one-way", action="store_true", default=set_to("ONE_WAY", "0") != "0")
     add("--rtt", type=not_negative, default=set_to("RTT"), metavar="MILLISECONDS")
-    return found
+    return whole
 
 
 def set_to(variable: str, default: str | None = None) -> str | None:

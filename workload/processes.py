@@ -53,7 +53,7 @@ def spawn_detached(
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, its output at the end of a log, and return it.
 
-    A Ctrl-C in the terminal does not reach it, and nobody here is to wait for its end: detach() it
+    A Ctrl-C in the terminal does not reach it. The caller does not wait for its end: detach() it
     once it is up, or reap it where it does not come up.
     """
     with log.open("ab") as output:
@@ -82,7 +82,7 @@ def signal_all(processes: Iterable[psutil.Process], number: int) -> None:
 def is_alive(process: psutil.Process) -> bool:
     """Tell whether a process has not ended.
 
-    A zombie has: who adopted an orphan may take seconds to reap it, or never does.
+    A zombie has: an orphan's new parent may take seconds to reap it, or never does.
     """
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)

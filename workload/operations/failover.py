@@ -1,4 +1,4 @@
-"""A fail-over with its bill: how long nobody could write, and what was lost."""
+"""A failover and its cost: how long nobody could write (RTO), and what was lost (RPO)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workload.traffic.ledger import last_acknowledgement
 
 #: Seconds to wait for the customers' first acknowledged write on the new primary.
 RETURN_TIMEOUT_S = 15.0
-#: A ledger whose last acknowledgement is older had nobody writing.
+#: Seconds since the last acknowledgement from which on nobody was writing.
 TRAFFIC_S = 10.0
 
 
@@ -52,7 +52,7 @@ def fail_over(
     topology = Topology.load(lab)
     _redirect(topology, password)
     rto_ms = None
-    # Whoever is at home elsewhere has not felt it.
+    # Customers of other regions write elsewhere and did not feel it.
     felt_by = [region.name for region in topology.regions if region.node == standby.name]
     before = last_acknowledgement(folder, until=fenced_at, regions=felt_by)
     if before is not None and fenced_at - before < TRAFFIC_S:
@@ -89,11 +89,11 @@ def fail_over(
 
 
 def _redirect(topology: Topology, password: str) -> None:
-    """Have the other nodes' foreign servers try the new primary first.
+    """Make the other nodes' foreign servers try the new primary first.
 
-    They know both addresses, but a relay takes a connection before it knows that nobody is behind
-    it, and libpq tries the next address only where one is refused. A node that is away is left as
-    it is: the phase, played again, sees to it.
+    They know both addresses, but the relay accepts a connection before it knows that its node is
+    down, and libpq tries the next address only where one is refused. A node that is down is left
+    as it is: playing the phase again sets its servers.
     """
     if not topology.has_reached("after"):
         return

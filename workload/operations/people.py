@@ -1,11 +1,11 @@
 """One customer at a time: find, move to another country, forget.
 
 A move between regions is two transactions, one on each home, with one moment that decides. The new
-home prepares its copy (PREPARE TRANSACTION: it is there, survives a crash, and nobody sees it); the
-old home deletes the rows and commits, which decides; the new home commits what it prepared. Who was
-interrupted finds a prepared copy, and the old home says what to do with it: where the customer is
-still there, it is rolled back, else committed. So after a recovery there is one visible copy,
-always; between the two commits, for a round trip, there is none.
+home prepares its copy (PREPARE TRANSACTION: it is there, survives a crash, and is invisible); the
+old home deletes the rows and commits, which decides; the new home commits what it prepared. After a
+crash, the old home decides the orphaned prepared transaction: where the customer is still there, it
+is rolled back, else committed. So after a recovery there is always one visible copy; between the
+two commits, for one round trip, there is none.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from workload.topology import Topology
 from workload.traffic.ledger import Ledger, read
 
 GID = re.compile(r"lab_move_([0-9a-f-]{36})_from_(.+)")
-#: Seconds for a customer's own transactions to let go of their rows.
+#: Seconds to wait for a customer's own transactions, which lock their rows.
 LOCK_TIMEOUT_S = 10
 
 
@@ -144,7 +144,7 @@ def _move(
 ) -> None:
     gid = f"lab_move_{person.id}_from_{person.region}"
     old.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
-    # Who tidies up after the dead leaves alone what is alive.
+    # By this lock, resolve() of another session knows that the move is under way.
     old.execute("SELECT pg_advisory_lock(hashtext(%s))", (gid,))
     reached("move.begun")
     definitions = of_leaves(old, person.region)
@@ -210,14 +210,14 @@ def resolve(topology: Topology, password: str) -> list[str]:
 
     A move that is under way is left alone. Raises LabError where a home does not answer.
     """
-    done = []
+    lines = []
     for node in topology.primaries():
         with opened(topology, password, node) as new:
             gids = [row[0] for row in new.execute("SELECT gid FROM pg_prepared_xacts")]
             for gid in gids:
-                found = GID.fullmatch(gid)
-                source = topology.primary_of(found[2]) if found else None
-                if not found or source is None:
+                name = GID.fullmatch(gid)
+                source = topology.primary_of(name[2]) if name else None
+                if not name or source is None:
                     continue
                 with opened(topology, password, source) as old:
                     lock: Any = old.execute(
@@ -227,21 +227,21 @@ def resolve(topology: Topology, password: str) -> list[str]:
                         continue
                     still_there = old.execute(
                         sql.SQL("SELECT id FROM {} WHERE id = %s").format(
-                            _leaf(found[2], "customer")
+                            _leaf(name[2], "customer")
                         ),
-                        (found[1],),
+                        (name[1],),
                     ).fetchone()
                     what = "ROLLBACK PREPARED {}" if still_there else "COMMIT PREPARED {}"
                     new.execute(sql.SQL(what).format(sql.Literal(gid)))
-                    where = f"stays in {found[2]}" if still_there else f"is at home on {node}"
-                    done.append(f"a move was interrupted: customer {found[1]} {where}")
+                    where = f"stays in {name[2]}" if still_there else f"is at home on {node}"
+                    lines.append(f"a move was interrupted: customer {name[1]} {where}")
     for node in topology.primaries():
         with opened(topology, password, node) as connection:
             row: Any = connection.execute("SELECT count(*) FROM lab.to_scrub").fetchone()
         if row[0]:
             scrub(topology, password, node)
-            done.append(f"{node}: bytes of deleted rows are gone from its files")
-    return done
+            lines.append(f"{node}: bytes of deleted rows are gone from its files")
+    return lines
 
 
 def forget(
@@ -302,7 +302,7 @@ def _erase(topology: Topology, password: str, person: Person, is_only: bool) -> 
     with opened(topology, password, person.node) as connection:
         connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
         with connection.transaction():
-            # Nobody adds a purchase from here on: its foreign key wants this row.
+            # No purchase is added from here on: its foreign key has to lock this row.
             connection.execute(
                 sql.SQL("SELECT FROM {} WHERE id = %s FOR UPDATE").format(
                     _leaf(person.region, "customer")
@@ -348,7 +348,7 @@ def _change_country(topology: Topology, password: str, person: Person, country: 
 
 
 def _follow_canary(topology: Topology, moved: Person) -> None:
-    """Have the audit look for a canary that moved where it is at home now."""
+    """Tell the audit where a canary that moved is at home now."""
     with locked(topology.lab.home):
         known = canaries.load(topology.lab)
         changed = [

@@ -41,11 +41,11 @@ def command(
     login = topology.operator_login(node, password)
     once = ["-c", statement] if statement else []
     # The virtual environment has the wheel's; elsewhere it is the system's.
-    found = shutil.which("psql", path=str(Path(sys.executable).parent)) or shutil.which("psql")
-    if found:
+    program = shutil.which("psql", path=str(Path(sys.executable).parent)) or shutil.which("psql")
+    if program:
         where = [f"--host={login.host}", f"--port={login.port}"]
         who = [f"--username={login.user}", f"--dbname={login.dbname}"]
-        return [found, *where, *who, *once], {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": "5"}
+        return [program, *where, *who, *once], {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": "5"}
     if topology.runtime == "docker":
         terminal = ["-it"] if sys.stdin.isatty() and not statement else ["-i"]
         container = topology.nodes[node]["container"]

@@ -34,7 +34,7 @@ def run(topology: Topology, password: str, node: str | None, keep: str, console:
         raise LabError(f"NODE is '{node or ''}', and a row can stop a replica only: {names}")
     if keep and keep not in KEEP:
         raise LabError(f"KEEP is '{keep}': use {' or '.join(KEEP)}")
-    done = 0
+    resolved = 0
     while (conflict := _next(topology, password, node)) is not None:
         show(conflict, console)
         if not keep:
@@ -48,12 +48,12 @@ def run(topology: Topology, password: str, node: str | None, keep: str, console:
             resolve(topology, password, conflict, keep)
         except psycopg.Error as error:
             raise LabError(f"the row of {conflict.leaf} stays: {describe(error)}") from None
-        done += 1
-    if not done:
+        resolved += 1
+    if not resolved:
         console.print(f"No row stops {node}.", highlight=False)
         return 0
     whose = f"the origin's ({topology.origin_primary()})" if keep == "origin" else f"that of {node}"
-    count = "the row is" if done == 1 else f"{done:,} rows are"
+    count = "the row is" if resolved == 1 else f"{resolved:,} rows are"
     console.print(f"{node} goes on; {count} {whose}.", highlight=False)
     try:
         return 0 if compare.show(compare.compare(topology, password), console) else 1

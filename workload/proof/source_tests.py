@@ -94,15 +94,15 @@ def partitioning(topology: Topology, password: str, console: Console) -> bool:
             for row in last:
                 console.print(f"  {row[0]}  {row[1]:16} {row[2]}", highlight=False)
             holds = holds and rows > 0 and not strangers
-            said = (
+            whose = (
                 f"{strangers:,} of them at home elsewhere" if strangers else "all of them at home"
             )
-            console.print(f"  {rows:,} rows in {region}.customer, {said}")
+            console.print(f"  {rows:,} rows in {region}.customer, {whose}")
     return holds
 
 
 def direct(topology: Topology, password: str, console: Console) -> list[Shown]:
-    """Insert into leaves on their regions' nodes; return and print who sees which rows."""
+    """Insert into leaves on their regions' nodes; return and print which rows each node shows."""
     console.print("\nTest direct inserts into workers", style="bold")
     for region, statements in DIRECT.items():
         node = _node_of(topology, region)
@@ -116,10 +116,10 @@ def direct(topology: Topology, password: str, console: Console) -> list[Shown]:
         for node, entry in topology.nodes.items()
         if entry["role"] in ("replica", "standby")
     }
-    # What will ever arrive has arrived then; the rest is not on its way.
+    # All that replication carries has arrived then.
     origin = topology.operator_login(topology.origin_primary(), password)
     barrier.await_all(origin, followers, CATCH_UP_S, conflicts.why(topology, password))
-    seen = []
+    shown = []
     for node, entry in topology.nodes.items():
         if entry["role"] == "fenced":
             continue
@@ -128,24 +128,24 @@ def direct(topology: Topology, password: str, console: Console) -> list[Shown]:
                 region: int(_run(connection, f'SELECT count(*) FROM "{region}".test')[0][0])
                 for region in DIRECT
             }
-        seen.append(Shown(node, rows))
+        shown.append(Shown(node, rows))
     table = Table(title="Who sees them (rows)", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("node")
     for region in DIRECT:
         table.add_column(f"{region}.test", justify="right")
-    for row in seen:
+    for row in shown:
         table.add_row(row.node, *(str(count) for count in row.rows.values()))
     console.print(table)
     for region in DIRECT:
-        counts = {row.node: row.rows[region] for row in seen}
+        counts = {row.node: row.rows[region] for row in shown}
         if len(set(counts.values())) > 1:
             most = [node for node, count in counts.items() if count == max(counts.values())]
             console.print(
                 f"{region}.test diverges: all of its rows are on {', '.join(most)} alone."
             )
-    if all(len({row.rows[region] for row in seen}) == 1 for region in DIRECT):
+    if all(len({row.rows[region] for row in shown}) == 1 for region in DIRECT):
         console.print("Every node sees all of them.")
-    return seen
+    return shown
 
 
 def _node_of(topology: Topology, region: str) -> str:

@@ -82,7 +82,7 @@ def _present(login: Login, keys: Iterable[tuple[str, UUID]]) -> dict[tuple[str, 
             return {}
         statement = sql.SQL(PRESENT).format(tables=sql.SQL(" UNION ALL ").join(tables))
         rows: list[Any] = connection.execute(statement).fetchall()
-    return {(kind, key): found for kind, key, found in rows}
+    return {(kind, key): copies for kind, key, copies in rows}
 
 
 def _judge(
@@ -91,21 +91,21 @@ def _judge(
     outcomes: Mapping[tuple[str, UUID], set[str]],
     copies: Mapping[tuple[str, UUID], int],
 ) -> Verdict:
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     examples = []
     for key, marks in outcomes.items():
         if key[0] != kind:
             continue
         there = copies.get(key, 0)
         outcome = next((name for mark, name in _OUTCOMES if mark in marks), "unknown")
-        found["intents"] += 1
-        found[outcome] += 1
-        found["doubled"] += there > 1
-        found["ghosts"] += outcome in ("refused", "erased") and there > 0
+        counts["intents"] += 1
+        counts[outcome] += 1
+        counts["doubled"] += there > 1
+        counts["ghosts"] += outcome in ("refused", "erased") and there > 0
         if outcome == "acknowledged" and not there:
-            found["lost"] += 1
+            counts["lost"] += 1
             examples.append(key[1])
-    return Verdict(table=table, **found, examples=examples[:3])
+    return Verdict(table=table, **counts, examples=examples[:3])
 
 
 _OUTCOMES = (("E", "erased"), ("A", "acknowledged"), ("F", "refused"))

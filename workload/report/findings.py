@@ -50,20 +50,20 @@ def changes(rows: Iterable[Experience], far: Mapping[tuple[str, str], Distance])
 
     far: as roundtrips.distances() returns it.
     """
-    found = {(row.phase, row.region, row.operation): row for row in rows}
-    phases = {phase for phase, _, _ in found}
+    figures = {(row.phase, row.region, row.operation): row for row in rows}
+    phases = {phase for phase, _, _ in figures}
     if "expand_world" not in phases or not phases & {"shard", "after"}:
         return []
 
     def p50(phase: str, region: str, operation: str) -> float | None:
-        row = found.get((phase, region, operation))
+        row = figures.get((phase, region, operation))
         return None if row is None else row.p50_ms
 
-    made = []
-    for region in dict.fromkeys(region for phase, region, _ in found if phase == "expand_world"):
+    gains = []
+    for region in dict.fromkeys(region for phase, region, _ in figures if phase == "expand_world"):
         for operation in COMPARED:
-            sharded = found.get(("shard", region, operation))
-            made.append(
+            sharded = figures.get(("shard", region, operation))
+            gains.append(
                 Change(
                     region=region,
                     operation=operation,
@@ -75,7 +75,7 @@ def changes(rows: Iterable[Experience], far: Mapping[tuple[str, str], Distance])
                     stale_reads=sharded.stale_reads if sharded else 0,
                 )
             )
-    return made
+    return gains
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,15 @@ def holdings(entry: Mapping[str, Any]) -> list[Holding]:
     regions = list(dict.fromkeys(node["home_region"] for node in nodes.values()))
     for node in nodes.values():
         regions += [found["region"] for found in node["found"] if found["region"] not in regions]
-    made = []
+    cells = []
     for name, node in nodes.items():
         for region in regions:
             hits = {f["where"]: f["hits"] for f in node["found"] if f["region"] == region}
             rows = hits.pop("logical", 0)
-            made.append(
+            cells.append(
                 Holding(name, region, region != node["home_region"], rows, sum(hits.values()))
             )
-    return made
+    return cells
 
 
 @dataclass(frozen=True)
@@ -136,23 +136,23 @@ class Receipts:
 
     def lines(self) -> list[str]:
         """Return a sentence for the partitioning and for each first copy."""
-        found = []
+        sentences = []
         if self.partition:
             rows = self.partition["customers"] + self.partition["purchases"]
-            found.append(
+            sentences.append(
                 f"Partitioning moved {rows:,} rows in {self.partition['seconds']:.1f} s; nobody"
                 f" could write for {milliseconds(self.partition['write_pause_ms'])} ms."
             )
         for node, copied in self.replicas.items():
-            found.append(
+            sentences.append(
                 f"The copy to {node} took {copied['seconds']:.1f} s for {copied['rows']:,} rows,"
                 f" {copied['rows_per_s']:,.0f} rows/s with their keys."
             )
-        return found
+        return sentences
 
     @staticmethod
     def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return a cut-over as text: region, rows, RTT, pauses, writes by their outcome."""
+        """Return a cutover as text: region, rows, RTT, pauses, writes by their outcome."""
         return (
             str(row["region"]),
             f"{row['rows']:,}",

@@ -95,13 +95,13 @@ def _chart(rows: Sequence[Experience], operation: str, script: bool = False) -> 
     by = {(row.phase, row.region): row for row in rows if row.operation == operation}
     figure = go.Figure()
     for region, colour in zip(regions, COLOURS * len(regions), strict=False):
-        found = [by.get((phase, region)) for phase in phases]
+        bars = [by.get((phase, region)) for phase in phases]
         figure.add_bar(
             name=region,
             x=phases,
-            y=[row.p50_ms if row else None for row in found],
-            text=[milliseconds(row.p50_ms) if row else "" for row in found],
-            customdata=[(row.p95_ms, row.p99_ms) if row else (0, 0) for row in found],
+            y=[row.p50_ms if row else None for row in bars],
+            text=[milliseconds(row.p50_ms) if row else "" for row in bars],
+            customdata=[(row.p95_ms, row.p99_ms) if row else (0, 0) for row in bars],
             hovertemplate="%{x}, " + region + "<br>p50 %{y:.3g} ms<br>p95 %{customdata[0]:.3g} ms"
             "<br>p99 %{customdata[1]:.3g} ms<extra></extra>",
             textposition="outside",
@@ -135,10 +135,10 @@ def _matrix(entry: Mapping[str, Any], cells: Sequence[Holding]) -> str:
     by = {(cell.node, cell.region): cell for cell in cells}
 
     def cell(node: str, region: str) -> str:
-        found = by[node, region]
-        if not found.is_there:
+        holding = by[node, region]
+        if not holding.is_there:
             return "<td class=none>-</td>"
-        return f"<td class={'foreign' if found.is_foreign else 'home'}>{found.text}</td>"
+        return f"<td class={'foreign' if holding.is_foreign else 'home'}>{holding.text}</td>"
 
     head = "".join(f"<th>of {html.escape(region)}</th>" for region in regions)
     body = "".join(
@@ -206,7 +206,7 @@ def _steps(taken: Sequence[Step]) -> str:
     )  # fmt: skip
     return (
         "<h2>What each step did to the customers who traded meanwhile</h2><p>The slowest request of"
-        " all is what the step cost somebody: a lock that was waited for, a connection made anew,"
+        " all is what the step cost somebody: a lock that was waited for, a new connection,"
         f" a link that was slower for a moment.</p><div class=wide>{table}</div>"
     )
 
@@ -216,23 +216,23 @@ def _explanations(explanations: Sequence[Explanation], notes: Sequence[str]) -> 
         return "<p>All customers are at home: nothing crosses the WAN.</p>"
     # A sentence for each write; the table has the rest.
     sentences = "".join(
-        f"<li>{html.escape(found.phase)}, {html.escape(found.sentence())}</li>"
-        for found in explanations
-        if found.operation == "buy"
+        f"<li>{html.escape(each.phase)}, {html.escape(each.sentence())}</li>"
+        for each in explanations
+        if each.operation == "buy"
     ) + "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     ledger = _table(
         ("phase", "region", "operation", "round trips", "RTT ms", "at the server ms",
          "predicted ms", "measured p50 ms"),
         [
             (
-                found.phase, found.region, found.operation, str(found.round_trips),
-                f"{found.rtt_ms:g}", milliseconds(found.local_ms), milliseconds(found.predicted_ms),
-                milliseconds(found.measured_ms),
+                each.phase, each.region, each.operation, str(each.round_trips),
+                f"{each.rtt_ms:g}", milliseconds(each.local_ms), milliseconds(each.predicted_ms),
+                milliseconds(each.measured_ms),
             )
-            for found in explanations
+            for each in explanations
         ],
     )  # fmt: skip
-    note = f"<p class=small>{FIRST}</p>" if any(found.is_first for found in explanations) else ""
+    note = f"<p class=small>{FIRST}</p>" if any(each.is_first for each in explanations) else ""
     rest = "What is not in this table was done at home"
     rest += (
         ", but for connections in shard: there a customer has one that goes home and one that does"

@@ -89,7 +89,7 @@ class Explanation:
         )
 
 
-#: What is said beside figures of first statements.
+#: A note beside figures of first statements.
 FIRST = (
     "Where more was measured by a round trip, the run was short: the first time that a connection"
     " sends a statement, the statement is prepared."

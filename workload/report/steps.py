@@ -1,4 +1,4 @@
-"""What each step of the road did to the customers who traded on while it was taken: steps.json."""
+"""What customers experienced while each phase was being reached: steps.json."""
 
 from __future__ import annotations
 

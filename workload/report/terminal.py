@@ -40,15 +40,16 @@ def check_wan(rows: Iterable[Mapping[str, Any]], experience: Iterable[Experience
                 " play its traffic again (make traffic HEADLESS=1)"
             )
     for row in rows:
-        wanted, found = row["configured_ms"], row["measured_ms"]
+        configured_ms, measured_ms = row["configured_ms"], row["measured_ms"]
         if not (row["serves"] or row.get("looks")):
             continue
-        if found is None or not is_within(wanted, found):
-            seen = "did not answer" if found is None else f"was {found:.1f} ms"
+        if measured_ms is None or not is_within(configured_ms, measured_ms):
+            outcome = "did not answer" if measured_ms is None else f"was {measured_ms:.1f} ms"
+            link = f"{row['from']} to {row['node']}"
             raise LabError(
-                f"the WAN was off in phase {row['phase']}: {row['from']} to {row['node']} {seen},"
-                f" configured {wanted:g} ms; make wan shows it now, and make traffic HEADLESS=1"
-                " takes the figures again"
+                f"the WAN was off in phase {row['phase']}: {link} {outcome}, configured"
+                f" {configured_ms:g} ms; make wan shows it now, make traffic HEADLESS=1 takes the"
+                " figures again"
             )
 
 
@@ -71,20 +72,20 @@ def run(lab: Lab, console: Console) -> None:
     check_wan(wan, rows)
     far = distances(wan)
     explanations, notes = explain(rows, far), read_notes(rows, far)
-    found = changes(rows, far)
+    gains = changes(rows, far)
     held = [(entry, holdings(entry)) for entry in residency.load(lab)]
     receipts, taken = Receipts.load(lab), steps.load(lab)
     show(rows, console)
     _show_explanations(explanations, notes, console)
-    if found:
-        _show_changes(found, console)
+    if gains:
+        _show_changes(gains, console)
     if held:
         _show_holdings(held, console)
     _show_receipts(receipts, console)
     if taken:
         steps.show(taken, console)
     path = lab.home / "reports" / "index.html"
-    write_atomically(path, page(rows, explanations, notes, wan, found, held, receipts, taken))
+    write_atomically(path, page(rows, explanations, notes, wan, gains, held, receipts, taken))
     console.print("The report with its charts:")
     console.print(str(path), soft_wrap=True, highlight=False)
 
@@ -99,33 +100,33 @@ def _show_explanations(
         rows.add_column(column)
     for column in ("trips", "RTT", "work", "predicted", "measured"):
         rows.add_column(column, justify="right")
-    for found in explanations:
-        times = (found.local_ms, found.predicted_ms, found.measured_ms)
+    for each in explanations:
+        times = (each.local_ms, each.predicted_ms, each.measured_ms)
         rows.add_row(
-            found.phase,
-            found.region,
-            found.operation,
-            str(found.round_trips),
-            f"{found.rtt_ms:g}",
+            each.phase,
+            each.region,
+            each.operation,
+            str(each.round_trips),
+            f"{each.rtt_ms:g}",
             *map(milliseconds, times),
         )
     console.print(rows)
-    for found in explanations:
-        if found.operation == "buy":
-            console.print(f"{found.phase}, {found.sentence()}", highlight=False)
+    for each in explanations:
+        if each.operation == "buy":
+            console.print(f"{each.phase}, {each.sentence()}", highlight=False)
     for note in notes:
         console.print(note, highlight=False)
-    if any(found.is_first for found in explanations):
+    if any(each.is_first for each in explanations):
         console.print(FIRST, highlight=False)
 
 
-def _show_changes(found: Sequence[Change], console: Console) -> None:
+def _show_changes(gains: Sequence[Change], console: Console) -> None:
     rows = table("What sharding changed (p50 in ms)")
     rows.add_column("region")
     rows.add_column("operation")
     for column in ("expand_world", "shard", "stale in shard", "after", "speed-up"):
         rows.add_column(column, justify="right")
-    for change in found:
+    for change in gains:
         rows.add_row(
             change.region,
             change.operation,

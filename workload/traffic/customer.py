@@ -55,7 +55,7 @@ class Customer(User):
         self.last_purchase: UUID | None = None
 
     def on_stop(self) -> None:
-        """Leave in peace."""
+        """Close the connections."""
         self.writer.drop()
         self.reader.drop()
 
@@ -64,7 +64,7 @@ class Customer(User):
         return self.random.uniform(0.5, 1.5) * self.market.think_time_s
 
     def stop(self, force: bool = False) -> bool:
-        """Let a customer finish what they are at.
+        """End after the operation that is under way.
 
         Locust kills a user that waits at once; the kill is delivered late, inside the next query,
         which may then commit without being counted.
@@ -91,7 +91,7 @@ class Customer(User):
         self.writer.warm_up()
 
     def sign_up(self) -> None:
-        """Become a customer; one whose sign-up is in doubt signs up anew."""
+        """Become a customer; after a sign-up of unknown outcome, sign up again under another id."""
         if not self.writer.is_connected("sign up"):
             return
         key = uuid4()
@@ -103,7 +103,7 @@ class Customer(User):
                 statement = SIGN_UP_WITH_COUNTRY
             country = self.random.choice(topology.region(self.region).countries)
             values = (*values, country)
-        # Said once in a customer's life: preparing it would be a round trip for nothing.
+        # Sent once by each customer: preparing it would cost a round trip and save none.
         if self.write("sign up", "c", [key], [(statement, values)], prepare=False):
             self.customer_id, self.country = key, country
 
@@ -117,7 +117,7 @@ class Customer(User):
 
     def purchase(self, name: str, count: int) -> None:
         """Make some purchases, all or none."""
-        # A second time where they turn out to be at home elsewhere by now.
+        # Once more where the first attempt showed that their home has changed.
         for _ in range(2):
             if self.customer_id is None or not self.writer.is_connected(name):
                 return
@@ -167,10 +167,10 @@ class Customer(User):
             stale[self.region, "read"] = stale.get((self.region, "read"), 0) + 1
 
     def follow(self) -> bool:
-        """Find out where one is at home now, and go there; return whether that is elsewhere.
+        """Find this customer's home and use it from now on; return whether it has changed.
 
-        An operator may have moved them to another country. One who is nowhere was erased, and signs
-        up anew.
+        An operator may have moved them to another country. A customer with no home was erased, and
+        signs up again.
         """
         try:
             if self.market.topology().tables != "home" or self.writer.connection is None:
@@ -178,8 +178,8 @@ class Customer(User):
             deadline = time.monotonic() + MOVE_S
             while True:
                 with gevent.Timeout(OPERATION_TIMEOUT_S):
-                    found = self.writer.execute(FIND, (self.customer_id,), prepare=False)
-                if found or time.monotonic() > deadline:
+                    home = self.writer.execute(FIND, (self.customer_id,), prepare=False)
+                if home or time.monotonic() > deadline:
                     break
                 # Between the two homes, for a round trip.
                 gevent.sleep(0.1)
@@ -189,13 +189,13 @@ class Customer(User):
             self.writer.drop()
             return False
         # One who signed up before customers had a country does not know theirs.
-        if found and found == (self.country or found[0], self.region):
+        if home and home == (self.country or home[0], self.region):
             return False
         self.last_purchase = None
-        if found is None:
+        if home is None:
             self.customer_id = self.country = None
         else:
-            self.country, self.region = found
+            self.country, self.region = home
         self.writer.drop()
         self.reader.drop()
         return True
@@ -234,7 +234,7 @@ class Customer(User):
         try:
             mark = self.writer.attempt(name, work)[0]
         finally:
-            # A kill of the greenlet passes through here too, and leaves the write unknown.
+            # A greenlet that is killed comes through here too; its write stays unknown.
             for key in keys:
                 ledger.write(mark, kind, key, self.region)
         if mark == "A":

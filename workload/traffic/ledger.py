@@ -19,7 +19,7 @@ Mark = Literal["I", "A", "F", "U", "E"]
 Kind = Literal["c", "p"]
 #: What the kinds stand for, and the tables they are in.
 KINDS: dict[Kind, str] = {"c": "customer", "p": "purchase"}
-#: Bytes of each file's end that are looked at for what happened just now.
+#: Bytes at each file's end that are read for what happened in the last minutes.
 TAIL = 4_000_000
 
 
@@ -52,15 +52,15 @@ def last_acknowledgement(
     With until, the last one up to then; with since, the first one from then on; with regions, of
     their customers alone.
     """
-    found: float | None = None
+    latest: float | None = None
     for mark, moment, region in _latest(folder):
         if mark != "A" or not since <= moment <= until:
             continue
         if regions is not None and region not in regions:
             continue
-        if found is None or (moment < found if since else moment > found):
-            found = moment
-    return found
+        if latest is None or (moment < latest if since else moment > latest):
+            latest = moment
+    return latest
 
 
 def failures_since(folder: Path, moment: float) -> int:

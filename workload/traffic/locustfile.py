@@ -59,8 +59,8 @@ def _classes() -> dict[str, type[Customer]]:
                 f"traffic: REGIONS names {name}, whose customers do not trade in phase"
                 f" {topology.phase}: use {', '.join(known)}"
             )
-    found = (population(name, market) for name in asked or known)
-    return {customers.__name__: customers for customers in found}
+    classes = (population(name, market) for name in asked or known)
+    return {customers.__name__: customers for customers in classes}
 
 
 globals().update(_classes())
@@ -134,7 +134,7 @@ def _tell_progress(environment: Any) -> None:
 
 
 def by_name(entries: Mapping[tuple[str, str], Any]) -> list[Any]:
-    """Return one entry for each name: after a fail-over an operation went to two nodes."""
+    """Return one entry for each name: after a failover an operation went to two nodes."""
     merged: dict[str, Any] = {}
     for (name, _), entry in entries.items():
         if name not in merged:

@@ -40,8 +40,8 @@ class Market:
         if self._topology is None or now >= self._topology_due:
             self._topology_due = now + TOPOLOGY_S
             with contextlib.suppress(OSError):
-                found = self.lab.topology_file.stat()
-                mark = (found.st_mtime_ns, found.st_ino)
+                file = self.lab.topology_file.stat()
+                mark = (file.st_mtime_ns, file.st_ino)
                 if self._topology is not None and mark == self._topology_mark:
                     return self._topology
                 self._topology_mark = mark

@@ -103,7 +103,7 @@ def meanwhile(
     def leave(number: int, _: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
 
-    # So that the customers leave too.
+    # A termination of this process ends the customers too.
     before = signal.signal(signal.SIGTERM, leave)
     process = subprocess.Popen(arguments, env=environment, start_new_session=True)
     try:

@@ -80,12 +80,12 @@ def _sow(field: Field, customers: int, purchases_each: int, progress: Progress) 
         "country_column": sql.SQL(", country" if field.countries else ""),
         "country_value": country_value,
     }
-    made = sql.SQL(_CUSTOMERS).format(**names)
+    inserts = sql.SQL(_CUSTOMERS).format(**names)
     purchases = names
     if field.schema == "public":
         # In the start's tables a purchase has no country.
         purchases = {**names, "country_column": sql.SQL("")}
-    statement = sql.SQL(_SEED).format(customers=made, **purchases)
+    statement = sql.SQL(_SEED).format(customers=inserts, **purchases)
     with connect(field.login, 10) as connection:
         connection.autocommit = True
         # A crash would lose the last chunk, which nobody was told of yet.
@@ -107,5 +107,5 @@ def run(topology: Topology, password: str, customers: int, purchases_each: int) 
     def say(line: str) -> None:
         print(f"  {line}", flush=True)
 
-    done = seed(topology, password, customers, purchases_each, say)
-    print(f"  {done.line()}, {time.monotonic() - started:.1f} s")
+    progress = seed(topology, password, customers, purchases_each, say)
+    print(f"  {progress.line()}, {time.monotonic() - started:.1f} s")

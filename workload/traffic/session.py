@@ -55,14 +55,14 @@ class HubConnection(psycopg.Connection[tuple[Any, ...]]):
         hub = gevent.get_hub()
         watchers: dict[int, Any] = {}
         try:
-            wanted = next(gen)
+            event = next(gen)
             while True:
-                watcher = watchers.get(wanted)
+                watcher = watchers.get(event)
                 if watcher is None:
                     # psycopg's flags are libev's: 1 to read, 2 to write.
-                    watcher = watchers[wanted] = hub.loop.io(self.pgconn.socket, int(wanted))
+                    watcher = watchers[event] = hub.loop.io(self.pgconn.socket, int(event))
                 hub.wait(watcher)
-                wanted = gen.send(wanted)
+                event = gen.send(event)
         except StopIteration as end:
             return end.value
         finally:
@@ -103,11 +103,11 @@ class Owner(Protocol):
     environment: Any
 
     def follow(self) -> bool:
-        """Find out where one is at home now, and go there; return whether that is elsewhere."""
+        """Find this customer's home and use it from now on; return whether it has changed."""
 
 
 class Session:
-    """One connection of a customer, made again with a growing pause whenever it breaks.
+    """One connection of a customer; after it breaks, reconnects with growing pauses.
 
     Each operation is one event for Locust, whether it was answered, refused, or could not be sent
     since there was no connection to be had; a connection made is an event of its own.
@@ -131,7 +131,7 @@ class Session:
     def is_connected(self, name: str) -> bool:
         """Connect where needed; a failed attempt is one failure of the operation it was for.
 
-        Connects anew where the region's customers are served elsewhere by now.
+        Reconnects where topology.json sends the region's customers to another node by now.
         """
         if self.connection is not None:
             with contextlib.suppress(LabError):
@@ -214,7 +214,7 @@ class Session:
                 connection = self.connection
                 if connection.closed or connection.pgconn.transaction_status != _IDLE:
                     self.drop()
-        # Refused for want of the customer, who was moved or erased meanwhile: that is no failure.
+        # A purchase refused because the customer was moved or erased meanwhile is no failure.
         if not (is_orphan and self.customer.follow()):
             self.record(name, started, error)
         return mark, row
@@ -222,9 +222,9 @@ class Session:
     def warm_up(self) -> None:
         """Do what the topology asks for in an idle moment, once on each connection.
 
-        Before a region's home moves: a server opens a session's connection to the new one on first
-        use, which is a dozen round trips that nobody should wait for then. Spread over a while: a
-        region whose customers all did it at once would be silent for so long.
+        Before a region's home moves: a server opens a session's connection to the new home on first
+        use, and that takes a dozen round trips. The customers of a region do it one after the
+        other, so that they do not all pause at once.
         """
         with contextlib.suppress(LabError):
             region = self.customer.market.topology().region(self.customer.region)
@@ -244,7 +244,7 @@ class Session:
                 self.drop()
 
     def on_notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        """Hear the warning by which PostgreSQL acknowledges a commit that no standby has."""
+        """Note the warning with which PostgreSQL acknowledges a commit that no standby has."""
         if "synchronous replication" in (notice.message_primary or ""):
             self.doubtful_commit = True
 

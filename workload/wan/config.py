@@ -126,11 +126,11 @@ class Config:
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the pairs of regions that have a link, each once."""
-        found: list[tuple[str, str]] = []
+        pairs: list[tuple[str, str]] = []
         for link in self.links:
-            if (link.region, link.source) not in found and (link.source, link.region) not in found:
-                found.append((link.source, link.region))
-        return found
+            if (link.region, link.source) not in pairs and (link.source, link.region) not in pairs:
+                pairs.append((link.source, link.region))
+        return pairs
 
     def pair(self, link: str) -> tuple[str, str]:
         """Return the regions of a link by its name, "us-eu"; one direction begins at the first.
@@ -236,18 +236,18 @@ def links_for(
 
 
 def _lookup(rtt_ms: Mapping[str, Mapping[str, Any]], a: str, b: str) -> float:
-    found = [row[end] for start, end in ((a, b), (b, a)) if end in (row := rtt_ms.get(start) or {})]
-    if not found:
+    given = [row[end] for start, end in ((a, b), (b, a)) if end in (row := rtt_ms.get(start) or {})]
+    if not given:
         raise LabError(f"no RTT between {a} and {b}: add the pair to lab_rtt_ms")
     try:
-        values = {float(value) for value in found}
+        values = {float(value) for value in given}
     except (TypeError, ValueError):
         values = {-1.0}
     if len(values) > 1:
-        raise LabError(f"lab_rtt_ms has two RTTs between {a} and {b}: {found[0]} and {found[1]}")
+        raise LabError(f"lab_rtt_ms has two RTTs between {a} and {b}: {given[0]} and {given[1]}")
     value = values.pop()
     if not 0 <= value <= 60_000:
         raise LabError(
-            f"lab_rtt_ms between {a} and {b} is '{found[0]}': use milliseconds from 0 to 60000"
+            f"lab_rtt_ms between {a} and {b} is '{given[0]}': use milliseconds from 0 to 60000"
         )
     return value

@@ -32,13 +32,13 @@ CREATE_TIME_TOLERANCE_S = 5.0
 
 def load(lab: Lab) -> Config:
     """Return what the WAN is to be; raises LabError where the lab has none."""
-    found = _read(lab)
-    if found is None:
+    config = _read(lab)
+    if config is None:
         raise LabError(
             f"the lab in {lab.home} has no WAN yet: it comes with the phase in which customers of"
             " other regions arrive, playbooks/expand_world.yml"
         )
-    return found
+    return config
 
 
 def links(lab: Lab) -> tuple[Link, ...]:
@@ -72,12 +72,12 @@ def running(lab: Lab) -> psutil.Process | None:
 
 def is_current(lab: Lab, links: Iterable[Link], listen: Iterable[str] = ("127.0.0.1",)) -> bool:
     """Tell whether ensure() would find nothing to do."""
-    found = _read(lab)
+    config = _read(lab)
     return (
-        found is not None
-        and found.with_links(links, listen) == found
+        config is not None
+        and config.with_links(links, listen) == config
         and running(lab) is not None
-        and _has_applied(lab, found.generation)
+        and _has_applied(lab, config.generation)
     )
 
 
@@ -129,11 +129,11 @@ def set_state(
     """
     load(lab)  # Before a lock file is made in a lab without a WAN.
     with locked(_folder(lab)):
-        found = load(lab)
-        wanted = found.with_state(link, state, one_way, rtt_ms)
-        if wanted == found and running(lab) and _has_applied(lab, found.generation):
+        config = load(lab)
+        changed = config.with_state(link, state, one_way, rtt_ms)
+        if changed == config and running(lab) and _has_applied(lab, config.generation):
             return False
-        _apply(lab, wanted)
+        _apply(lab, changed)
     return True
 
 
@@ -153,8 +153,8 @@ def _folder(lab: Lab) -> Path:
 
 
 def _read(lab: Lab) -> Config | None:
-    found = read_json(_folder(lab) / "config.json")
-    return Config.from_json(found) if found else None
+    content = read_json(_folder(lab) / "config.json")
+    return Config.from_json(content) if content else None
 
 
 def _state(lab: Lab) -> dict[str, Any]:
@@ -174,14 +174,14 @@ def _is_relay_of(process: psutil.Process, lab: Lab) -> bool:
 
 
 def _relays(lab: Lab) -> list[psutil.Process]:
-    found = []
+    relays = []
     # Not process_iter: it remembers, and takes a recycled id for the process that had it before.
     for pid in psutil.pids():
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
             if _is_relay_of(process, lab):
-                found.append(process)
-    return found
+                relays.append(process)
+    return relays
 
 
 def _apply(lab: Lab, config: Config) -> None:

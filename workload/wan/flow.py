@@ -206,7 +206,7 @@ class Flow:
         self.relay.queued += count
 
     def release(self, count: int) -> None:
-        """Count bytes out, and let those read on who waited for it."""
+        """Count bytes out, and resume the sources that waited for it."""
         relay = self.relay
         was_full = relay.queued > relay.resume_below
         self.queued -= count
@@ -299,11 +299,11 @@ class Side(asyncio.BufferedProtocol):
         self.connection.lost(self)
 
     def pause_writing(self) -> None:
-        """Hear that the peer does not keep up."""
+        """Stop delivering: the peer does not keep up."""
         self.into.block()
 
     def resume_writing(self) -> None:
-        """Hear that it does again."""
+        """Go on delivering: it does again."""
         self.into.unblock()
 
     def write(self, data: bytes) -> None:
@@ -360,7 +360,7 @@ class Connection:
         link.connections.add(self)
 
     def made(self, side: Side) -> None:
-        """Hear that one of the two sockets is connected."""
+        """Take one of the two sockets as connected."""
         if self.is_over or self.link.is_reset:
             self.end()
             side.reset()
@@ -394,7 +394,7 @@ class Connection:
                 self.back.push(Signal.RST)
 
     def closing(self, side: Side) -> None:
-        """Hear that a peer sent its FIN."""
+        """Take a peer's FIN."""
         side.out.send(Signal.FIN)
         if side is self.near:
             self.forget_if_given_up()
@@ -410,7 +410,7 @@ class Connection:
             self.end()
 
     def lost(self, side: Side) -> None:
-        """Hear that a socket is gone: by the peer's RST, where the relay did not close it."""
+        """Take a closed socket: by the peer's RST, where the relay did not close it."""
         if (self.near.lost and self.far.lost) or (side is self.near and not self.is_open):
             self.end()
         elif not (self.is_over or (self.near.got_fin and self.far.got_fin)):

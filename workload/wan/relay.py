@@ -54,9 +54,9 @@ class Relay(Shared):
 
     async def apply(self, config: Config) -> None:
         """Become what a configuration says, all of it or, with a LabError, nothing of it."""
-        wanted = {(address, link.port): link for link in config.links for address in config.listen}
-        opened = _listen({key: wanted[key] for key in wanted.keys() - self.listeners.keys()})
-        for key in self.listeners.keys() - wanted.keys():
+        links = {(address, link.port): link for link in config.links for address in config.listen}
+        opened = _listen({key: links[key] for key in links.keys() - self.listeners.keys()})
+        for key in self.listeners.keys() - links.keys():
             self.listeners.pop(key).close()
         known = {(link.source, link.node): link for link in config.links}
         for name in self.links.keys() - known.keys():
@@ -80,9 +80,9 @@ class _Refusal(asyncio.Protocol):
         cast(asyncio.Transport, transport).abort()
 
 
-def _listen(wanted: dict[tuple[str, int], Link]) -> dict[tuple[str, int], socket.socket]:
+def _listen(links: dict[tuple[str, int], Link]) -> dict[tuple[str, int], socket.socket]:
     opened: dict[tuple[str, int], socket.socket] = {}
-    for (address, port), link in sorted(wanted.items()):
+    for (address, port), link in sorted(links.items()):
         version = ipaddress.ip_address(address).version
         listener = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6)
         opened[address, port] = listener

@@ -59,7 +59,7 @@ def _of_node(status: Status, name: str, state: NodeState, again: str) -> Iterabl
     role, region = topology.nodes[name]["role"], topology.nodes[name]["region"]
     if role == "fenced":
         yield (
-            f"node {name} is fenced since a fail-over, and {region} has no standby: make rejoin"
+            f"node {name} is fenced since a failover, and {region} has no standby: make rejoin"
             " brings it back as one"
         )
         return
@@ -90,8 +90,8 @@ def _of_node(status: Status, name: str, state: NodeState, again: str) -> Iterabl
             remedy = f"make failover lets its standby take over, or {remedy}"
         yield f"node {name} {what}: {remedy}"
     elif state.in_recovery != (role == "standby"):
-        found = "a standby" if state.in_recovery else "no standby"
-        yield f"node {name} is {found} and topology.json has it as {role}: {again}"
+        actual = "a standby" if state.in_recovery else "no standby"
+        yield f"node {name} is {actual} and topology.json has it as {role}: {again}"
 
 
 def _of_replication(status: Status, again: str) -> Iterable[str]:
@@ -234,8 +234,8 @@ def follower_of(status: Status, name: str) -> Follower | None:
     source = source_of(status.topology, name)
     if source is None:
         return None
-    wanted = _slot_of(status.topology, name)
-    return next((each for each in status.nodes[source].followers if each.slot == wanted), None)
+    slot_name = _slot_of(status.topology, name)
+    return next((each for each in status.nodes[source].followers if each.slot == slot_name), None)
 
 
 def _slot_of(topology: Topology, name: str) -> str:

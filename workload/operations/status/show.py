@@ -61,15 +61,15 @@ def _show_replication(status: Status, console: Console) -> None:
         if node["role"] not in ("standby", "replica"):
             continue
         source = source_of(status.topology, name)
-        found = follower_of(status, name)
+        follower = follower_of(status, name)
         kind = "physical" if node["role"] == "standby" else "logical"
-        if found is None or not found.active:
+        if follower is None or not follower.active:
             unknown = source is None or not status.nodes[source].is_up
             rows.add_row(name, source or "?", kind, "unknown" if unknown else "away", "", "")
             continue
-        state = f"{found.state}, {found.sync}" if kind == "physical" else found.state
-        behind = size(max(0, found.lag_bytes))
-        rows.add_row(name, source, kind, state, behind, f"{found.lag_ms:,.1f}")
+        state = f"{follower.state}, {follower.sync}" if kind == "physical" else follower.state
+        behind = size(max(0, follower.lag_bytes))
+        rows.add_row(name, source, kind, state, behind, f"{follower.lag_ms:,.1f}")
     if rows.row_count:
         console.print(rows)
 
