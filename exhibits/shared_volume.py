@@ -68,7 +68,7 @@ ALARMS = re.compile(r"^.*\b(?:WARNING|ERROR|FATAL|PANIC): .*$", re.MULTILINE)
 
 
 @dataclass
-class Node:
+class Container:
     """A server in namespaces of its own, its client, and what became of the client's rows."""
 
     login: Login
@@ -128,7 +128,7 @@ def _play(server: EmbeddedServer, password: str, seconds: int, console: Console)
         server.initialise(password, lock)
     ports = _free_ports(2)
     first, second = (
-        Node(Login("127.0.0.1", port, "postgres", password), name, server.base)
+        Container(Login("127.0.0.1", port, "postgres", password), name, server.base)
         for name, port in zip(NAMES, ports, strict=True)
     )
     server.configure()
@@ -220,7 +220,7 @@ def _command(server: EmbeddedServer, prefix: Sequence[str], port: int | str) -> 
     ]
 
 
-def _start(server: EmbeddedServer, node: Node) -> bool:
+def _start(server: EmbeddedServer, node: Container) -> bool:
     """Start a node in namespaces of its own; return whether it runs, False where it refused.
 
     Readiness is read from its log: postmaster.pid is what the two overwrite for each other.
@@ -246,7 +246,7 @@ def _start(server: EmbeddedServer, node: Node) -> bool:
     return True
 
 
-def _stop(node: Node) -> None:
+def _stop(node: Container) -> None:
     """Stop a node as docker stop would: SIGINT to its process 1, which is the postmaster."""
     if node.process is None or node.process.poll() is not None:
         return
@@ -266,7 +266,7 @@ def _text(path: Path) -> str:
 # -- the clients ---------------------------------------------------------------------------------
 
 
-def _let_write(nodes: Sequence[Node], seconds: int) -> None:
+def _let_write(nodes: Sequence[Container], seconds: int) -> None:
     done = threading.Event()
     clients = [
         # Daemons: a client that waits for a server which was killed must not hold up the end.
@@ -285,7 +285,7 @@ def _let_write(nodes: Sequence[Node], seconds: int) -> None:
         node.acknowledged = [uuid.UUID(line) for line in _text(node.ledger).split()]
 
 
-def _write(node: Node, done: threading.Event) -> None:
+def _write(node: Container, done: threading.Event) -> None:
     try:
         with node.ledger.open("w", buffering=1) as ledger, connect(node.login, 10) as connection:
             connection.autocommit = True
@@ -302,7 +302,7 @@ def _write(node: Node, done: threading.Event) -> None:
         node.errors.append(str(error))
 
 
-def _count_rows_of(other: Node, node: Node) -> int | None:
+def _count_rows_of(other: Container, node: Container) -> int | None:
     """Count on one node the rows of the other's client; None where it cannot even be asked."""
     try:
         with connect(node.login, 5) as connection:
@@ -317,7 +317,7 @@ def _count_rows_of(other: Node, node: Node) -> int | None:
 # -- what is left --------------------------------------------------------------------------------
 
 
-def _count(login: Login, nodes: Sequence[Node]) -> str:
+def _count(login: Login, nodes: Sequence[Container]) -> str:
     """Look for each acknowledged row, in the table and by its id; return what was in the way."""
     trouble = ""
     with connect(login, 10) as connection:
@@ -337,7 +337,7 @@ def _count(login: Login, nodes: Sequence[Node]) -> str:
 
 
 def _look_up(
-    connection: psycopg.Connection[tuple[object, ...]], node: Node, customers: list[uuid.UUID]
+    connection: psycopg.Connection[tuple[object, ...]], node: Container, customers: list[uuid.UUID]
 ) -> None:
     try:
         for asked, found in connection.execute(BY_ID, (customers,)):
@@ -394,7 +394,7 @@ def _pg_amcheck(server: EmbeddedServer, password: str) -> str:
 
 
 def _show_starts(
-    refusals: Sequence[tuple[str, str]], second: Node, starts: bool, console: Console
+    refusals: Sequence[tuple[str, str]], second: Container, starts: bool, console: Console
 ) -> None:
     table = Table(
         title="A second server, while one runs on the directory",
@@ -413,7 +413,7 @@ def _show_starts(
     console.print(table)
 
 
-def _show_rows(nodes: Sequence[Node], console: Console) -> None:
+def _show_rows(nodes: Sequence[Container], console: Console) -> None:
     table = Table(
         title="What became of the rows, by the server that took them",
         title_justify="left",
@@ -451,7 +451,7 @@ def _show_rows(nodes: Sequence[Node], console: Console) -> None:
     console.print(table)
 
 
-def _verdict(nodes: Sequence[Node], alarms: Sequence[str]) -> Iterator[str]:
+def _verdict(nodes: Sequence[Container], alarms: Sequence[str]) -> Iterator[str]:
     """Yield in words what the figures say, whichever they are."""
     errors = [error for node in nodes for error in node.errors]
     lost = sum(node.lost for node in nodes)

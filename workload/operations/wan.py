@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from workload.errors import LabError
 from workload.lab import Lab
+from workload.output import table
 from workload.topology import Topology
 from workload.wan.config import Config
 from workload.wan.control import load, set_state
@@ -55,11 +54,8 @@ def sentence(config: Config, link: str, one_way: bool) -> str:
 
 def show(rows: Sequence[Mapping[str, Any]], console: Console) -> bool:
     """Print the rows as a matrix that fits 80 columns; return whether all links are as wanted."""
-    table = Table(
-        title="RTT of the WAN, configured / measured", title_justify="left", box=SIMPLE_HEAD,
-        padding=(0, 0),
-    )  # fmt: skip
-    table.add_column("from")
+    matrix = table("RTT of the WAN, configured / measured", (0, 0, 0, 0))
+    matrix.add_column("from")
     cells = {(row["from"], row["node"]): _cell(row) for row in rows}
     sources = _unique(source for source, _ in cells)
     # In the regions' order: a node is at home in the one that has no link to it.
@@ -68,10 +64,10 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> bool:
         key=lambda node: [(source, node) in cells for source in sources],
     )
     for node in nodes:
-        table.add_column(f"to {node}", justify="right", min_width=16)
+        matrix.add_column(f"to {node}", justify="right", min_width=16)
     for source in sources:
-        table.add_row(source, *(cells.get((source, node), "home") for node in nodes))
-    console.print(table)
+        matrix.add_row(source, *(cells.get((source, node), "home") for node in nodes))
+    console.print(matrix)
     off = [row for row in rows if not row["ok"]]
     for row in off:
         console.print(_sentence(row), soft_wrap=True, highlight=False)

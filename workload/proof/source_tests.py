@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from workload.errors import LabError
+from workload.output import table
 from workload.proof.compare import CATCH_UP_S
 from workload.sharding import barrier, conflicts
 from workload.sql import connect, describe
@@ -129,13 +128,13 @@ def direct(topology: Topology, password: str, console: Console) -> list[Shown]:
                 for region in DIRECT
             }
         shown.append(Shown(node, rows))
-    table = Table(title="Who sees them (rows)", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("node")
+    counted = table("Rows that each node shows")
+    counted.add_column("node")
     for region in DIRECT:
-        table.add_column(f"{region}.test", justify="right")
+        counted.add_column(f"{region}.test", justify="right")
     for row in shown:
-        table.add_row(row.node, *(str(count) for count in row.rows.values()))
-    console.print(table)
+        counted.add_row(row.node, *(str(count) for count in row.rows.values()))
+    console.print(counted)
     for region in DIRECT:
         counts = {row.node: row.rows[region] for row in shown}
         if len(set(counts.values())) > 1:

@@ -9,10 +9,9 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import sql
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from workload.output import table
 from workload.sharding.leaves import own_tables
 from workload.sql import Login, connect
 from workload.topology import Topology
@@ -113,21 +112,19 @@ _OUTCOMES = (("E", "erased"), ("A", "acknowledged"), ("F", "refused"))
 
 def show(verdicts: list[Verdict], console: Console) -> bool:
     """Print the verdicts as a table; return whether all hold."""
-    table = Table(
-        title="Writes in the ledger against the database", title_justify="left", box=SIMPLE_HEAD
-    )
-    table.add_column("table")
+    rows = table("Writes in the ledger against the database")
+    rows.add_column("table")
     for column in ("intents", "acknowledged", "refused", "unknown", "lost", "doubled"):
-        table.add_column(column, justify="right")
+        rows.add_column(column, justify="right")
     for verdict in verdicts:
-        table.add_row(
+        rows.add_row(
             verdict.table,
             *(
                 f"{getattr(verdict, name):,}"
                 for name in ("intents", "acknowledged", "refused", "unknown", "lost", "doubled")
             ),
         )
-    console.print(table)
+    console.print(rows)
     holds = all(verdict.holds for verdict in verdicts)
     if not sum(verdict.intents for verdict in verdicts):
         console.print("The ledger is empty: no customer has written yet.")

@@ -1,7 +1,7 @@
 """Start, reconfigure, change and stop a lab's relay.
 
-What is wanted stands in <state folder>/wan/config.json; what the relay made of it, and which
-process it is, in state.json beside it.
+The configuration is <state folder>/wan/config.json; what the relay applied of it, and which process
+it is, stands in state.json beside it.
 """
 
 from __future__ import annotations
