@@ -27,7 +27,7 @@ def make_image(engine: Engine, docker_lab: LabUnderTest) -> Iterator[MakeImage]:
         try:
             for path, text in programs.items():
                 container.put_archive("/", archive(path.replace("__", "/"), text.encode(), 0o755))
-            container.commit(*tag.split(":"), changes="\n".join(changes))
+            container.commit(*tag.split(":"), changes="\n".join(changes) or None)
         finally:
             container.remove(force=True, v=True)
         return tag
