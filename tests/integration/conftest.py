@@ -22,7 +22,7 @@ ROLES = Path(__file__).resolve().parents[2] / "roles"
 #: What role shards runs, in this order.
 SCRIPTS = ("files/lab.sql", "schema.sql.j2", "old_names.sql.j2", "grants.sql.j2")
 #: What makes the tables of the start.
-START = (ROLES / "shop/files/tables.sql", ROLES / "country/files/country.sql")
+START = (ROLES / "shop/files/tables.sql", ROLES / "country/templates/country.sql.j2")
 REGIONS = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y"]}
 #: What the domain knows, so that a country can come.
 KNOWN = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y", "br"]}
@@ -80,7 +80,7 @@ def make_start(connection: psycopg.Connection[Any]) -> None:
     if connection.execute("SELECT to_regrole('customers')").fetchone() == (None,):
         connection.execute("CREATE ROLE customers LOGIN")
     for start in START:
-        connection.execute(start.read_bytes())
+        connection.execute(jinja2.Template(start.read_text()).render(country_default="uk").encode())
     connection.execute(render())
 
 
