@@ -15,13 +15,43 @@ extends_documentation_fragment:
 """
 
 import gc
+import importlib
 import re
+import sys
 import textwrap
 import time
+from pathlib import Path
 from typing import Any
 
 from ansible import constants as C  # noqa: N812  (its customary name)
 from ansible.plugins.callback.default import CallbackModule as DefaultCallback
+from ansible.release import __version__ as CORE  # noqa: N812
+
+#: The release of ansible-core that requirements.txt brings.
+CORE_RELEASE = "2.19."
+
+
+def _find_package() -> None:
+    """Let all plugins import the checkout's package, or end the run with one line.
+
+    Ansible loads this plugin before any other, so that a person's own ansible-playbook works too
+    where its Python has what the lab needs.
+    """
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    problem = "" if CORE.startswith(CORE_RELEASE) else f"this is ansible-core {CORE}"
+    for name in () if problem else ("psycopg", "psutil", "docker", "rich"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            problem = f"{sys.executable} has no {name}"
+    if problem:
+        sys.exit(
+            f"ERROR {problem}, and the lab needs ansible-core {CORE_RELEASE}x with the packages of"
+            " requirements.txt: make setup, then .venv/bin/ansible-playbook playbooks/before.yml"
+        )
+
+
+_find_package()
 
 #: For a task with no_log.
 HIDDEN = "its output is hidden for the secret in it"
