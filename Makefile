@@ -119,6 +119,10 @@ bad-input: setup-dev
 	@$(PYTHON_VENV) -m pytest -q --write-refusals docs/bad-input.md $(ARGS) \
 	  $$(grep -rlx "from tests.fixtures.refusals import Refusal" tests)
 
+.PHONY: roles-readme
+roles-readme: setup-dev
+	@$(PYTHON_VENV) scripts/roles-readme >roles/README.md
+
 .PHONY: lint
 lint: setup-dev ## Check style and types
 	@scripts/lint

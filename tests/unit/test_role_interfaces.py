@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,8 @@ def test_inputs_carry_the_roles_name_and_a_description(role: str) -> None:
     for name, option in options(role).items():
         assert name.startswith(f"{role}_")
         assert option["description"], name
+
+
+def test_the_roles_readme_says_what_their_argument_specs_say() -> None:
+    readme = runpy.run_path(str(CHECKOUT / "scripts/roles-readme"))["readme"]()
+    assert (CHECKOUT / "roles/README.md").read_text() == readme, "make roles-readme writes it"
