@@ -9,12 +9,14 @@ import pytest
 import yaml
 
 from plugins.filter.lab_inventory import (
+    country_problems,
     node_problems,
     nodes,
     password_problems,
     port_problems,
     region_problems,
     role_inputs,
+    rtt_problems,
     unknown_names,
 )
 from tests.fixtures.refusals import Refusal
@@ -152,6 +154,55 @@ def test_two_nodes_that_share_an_identity_are_both_named(
     assert "'one'" in problem
     assert "'two'" in problem
     assert f"{key} {value}" in problem
+
+
+@pytest.mark.parametrize("name", ["../eu", "EU", "2nd", "a b"])
+def test_node_that_is_no_name_for_a_folder_is_named(name: str, refusal: Refusal) -> None:
+    (problem,) = node_problems([node(name, node_container="db")], REGIONS)
+    refusal(f"a node {name!r} in hosts.yml", problem)
+    assert repr(name) in problem
+    (problem,) = node_problems([node("eu", node_container=name)], REGIONS)
+    refusal(f"node_container: {name!r}", problem)
+    assert repr(name) in problem
+
+
+def test_nodes_whose_slots_would_have_one_name_are_both_named(refusal: Refusal) -> None:
+    hosts = [node("eu-2"), node("eu_2", node_port_offset=1, node_container="other")]
+    (problem,) = node_problems(hosts, REGIONS)
+    refusal("nodes eu-2 and eu_2 in hosts.yml", problem)
+    assert "eu-2" in problem
+
+
+@pytest.mark.parametrize("offset", [-1, "two", None, 1.5])
+def test_port_offset_that_is_no_number_is_named(offset: Any, refusal: Refusal) -> None:
+    (problem,) = node_problems([node("eu", node_port_offset=offset)], REGIONS)
+    refusal(f"node_port_offset: {offset!r} of a node", problem)
+    assert "'eu'" in problem
+
+
+@pytest.mark.parametrize("country", ["us", "xx", None, ["uk"]])
+def test_default_country_that_the_origin_does_not_serve_is_named(
+    country: Any, refusal: Refusal
+) -> None:
+    (problem,) = country_problems(country, [node("eu")], REGIONS)
+    refusal(f"lab_default_country: {country!r}", problem)
+    assert "region eu" in problem
+    assert country_problems("uk", [node("eu")], REGIONS) == []
+
+
+@pytest.mark.parametrize("value", [80, ["eu"], {"eu": 80}])
+def test_rtts_that_are_no_matrix_are_refused(value: Any, refusal: Refusal) -> None:
+    (problem,) = rtt_problems(value)
+    refusal(f"lab_rtt_ms: {value!r}", problem)
+    assert "lab_rtt_ms" in problem
+    assert rtt_problems({"eu": {"us": 80}}) == []
+
+
+def test_regions_that_are_no_dict_are_refused_by_one_check(refusal: Refusal) -> None:
+    (problem,) = region_problems(["eu"])
+    refusal("lab_regions: [eu]", problem)
+    assert node_problems([node("eu")], ["eu"]) == []
+    assert country_problems("uk", [node("eu")], ["eu"]) == []
 
 
 @pytest.mark.parametrize(
