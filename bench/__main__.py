@@ -27,13 +27,13 @@ def main() -> int:
     if unknown := [name for name in asked if name not in PARTS]:
         sys.exit(f"bench: no part '{unknown[0]}': use {', '.join(PARTS)}")
     console = Console()
-    found: list[rows.Row] = []
+    measured: list[rows.Row] = []
     for name in asked:
         console.print(f"{name} ...")
-        found += PARTS[name]()
-    rows.show(found, console)
-    rows.save(Lab.from_environment(), found)
-    return 0 if all(row.holds for row in found) else 1
+        measured += PARTS[name]()
+    rows.show(measured, console)
+    rows.save(Lab.from_environment(), measured)
+    return 0 if all(row.holds for row in measured) else 1
 
 
 if __name__ == "__main__":

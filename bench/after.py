@@ -48,7 +48,7 @@ STATEMENTS = {
     "SELECT": "SELECT * FROM {} WHERE id = :key AND country = :country",
     "UPDATE": "UPDATE {} SET email = :email WHERE id = :key AND country = :country",
 }
-#: Of the plain table's rate: what goes by the parent is planned and routed anew.
+#: Of the plain table's rate: what goes by the parent is planned and routed once more.
 GOALS = {
     # What customers at home say.
     ("INSERT", "global"): 0.95,
@@ -137,21 +137,21 @@ def _local(lab: BenchLab) -> Iterator[Row]:
 
 
 def _pgbench(lab: BenchLab, login: Login, statements: Sequence[str]) -> list[float]:
-    """Return the ms that each statement takes a client who says them in random turns."""
+    """Return the ms that each statement takes a client that sends them in random order."""
     with tempfile.TemporaryDirectory(prefix="geo-lab-bench-") as folder:
         files = []
         for number, statement in enumerate(statements):
             path = Path(folder) / f"{number}.sql"
             path.write_text(statement + ";\n")
             files.append(f"--file={path}")
-        said = lab.run(
+        output = lab.run(
             find_bin_dir() / "pgbench", "--no-vacuum", "--protocol=prepared", "--client=1",
             f"--time={SECONDS}", f"--define=country={COUNTRY}", f"--define=key={KEY}",
             "--define=email=new@example.com", *files, login.conninfo(),
         )  # fmt: skip
-    found = re.findall(r"^ - latency average = ([\d.]+) ms", said, re.MULTILINE)
+    found = re.findall(r"^ - latency average = ([\d.]+) ms", output, re.MULTILINE)
     if len(found) != len(statements):
-        raise RuntimeError(said)
+        raise RuntimeError(output)
     return [float(value) for value in found]
 
 

@@ -1,4 +1,4 @@
-"""Locust file of a bench: customers who do nothing but buy."""
+"""Locust file of a bench: customers that only buy."""
 
 from __future__ import annotations
 

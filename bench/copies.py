@@ -1,6 +1,6 @@
-"""Many rows, and tables to copy them into: what the benches of copies have in common.
+"""Many rows, and tables to copy them into, for the measurements of copies.
 
-BENCH_CUSTOMERS says for how many customers, each with three purchases.
+BENCH_CUSTOMERS is the number of customers; each has three purchases.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SLOT = "bench"
 
 
 def seed(lab: BenchLab) -> None:
-    """Have CUSTOMERS in a lab, each with their purchases."""
+    """Create CUSTOMERS in a lab, each with PURCHASES_EACH purchases."""
     lab.run(
         sys.executable, "-m", "workload", "seed", f"--customers={CUSTOMERS}",
         f"--purchases-each={PURCHASES_EACH}",
@@ -38,7 +38,7 @@ def seed(lab: BenchLab) -> None:
 
 
 def release(source: Login, target: Login, node: str) -> None:
-    """Have the node's own subscription at rest: it would take its share of the machine."""
+    """Drop the node's own subscription, which would take its share of the machine."""
     with connect(target) as connection:
         connection.autocommit = True
         replicas.unsubscribe(connection)

@@ -48,13 +48,13 @@ def _pgbench(lab: BenchLab, customer: str) -> float:
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
         script.write(BUY)
         script.flush()
-        said = lab.run(
+        output = lab.run(
             find_bin_dir() / "pgbench", "--no-vacuum", "--protocol=prepared", f"--client={CLIENTS}",
             f"--time={SECONDS}", f"--define=customer={customer}", f"--file={script.name}",
             f"postgres://postgres:password@127.0.0.1:{PORT_BASE}/postgres",
         )  # fmt: skip
-    found = re.search(r"^tps = ([\d.]+)", said, re.MULTILINE)
-    assert found, said
+    found = re.search(r"^tps = ([\d.]+)", output, re.MULTILINE)
+    assert found, output
     return float(found[1])
 
 

@@ -1,9 +1,9 @@
-"""The pauses of a cut-over and of leaves written anew, and counting the whole from one node.
+"""The pauses of a cutover and of an online rewrite, and counting the whole from one node.
 
 A pause is what a region's writers wait for while it changes its home; beyond one RTT it may take
 100 ms, and for everybody else 100 ms in all. The first statement that then crosses the WAN may take
 a round trip more than the later ones. The count is held against the slowest region's own over the
-same link. Writing leaves anew, as after a move or an erasure, may hold up nobody either.
+same link. An online rewrite, as after a move or an erasure, may block nobody either.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def rows() -> Iterator[Row]:
         for receipt in receipts:
             beyond = receipt["write_pause_ms"] - receipt["rtt_ms"]
             yield Row(
-                f"cut-over of {receipt['region']}: writers' pause beyond 1 RTT", beyond, "ms", 100,
+                f"cutover of {receipt['region']}: writers' pause beyond 1 RTT", beyond, "ms", 100,
                 "lower",
             )  # fmt: skip
             yield Row(
@@ -55,7 +55,7 @@ def rows() -> Iterator[Row]:
                 "lower",
             )  # fmt: skip
         others = max(receipt["others_pause_ms"] for receipt in receipts)
-        yield Row("cut-overs: everybody else's pause", others, "ms", 100, "lower")
+        yield Row("cutovers: everybody else's pause", others, "ms", 100, "lower")
         topology = Topology.load(lab.lab)
         origin = topology.region(topology.origin())
         here = topology.operator_login(origin.node, "password")
@@ -78,7 +78,7 @@ def rows() -> Iterator[Row]:
         f"count by country from {origin.node}, {region}'s own beside",
         median(whole), "ms", 1.25, "lower", median(own),
     )  # fmt: skip
-    yield Row(f"{region}'s leaves written anew: pause", rewritten.pause_ms, "ms", 100, "lower")
+    yield Row(f"{region}'s leaves rewritten online: pause", rewritten.pause_ms, "ms", 100, "lower")
 
 
 def _milliseconds(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> float:
