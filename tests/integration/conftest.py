@@ -19,13 +19,31 @@ from workload.sql import Login
 
 PASSWORD = "secret"
 ROLES = Path(__file__).resolve().parents[2] / "roles"
-#: What role shards runs, in this order.
-SCRIPTS = ("files/lab.sql", "schema.sql.j2", "old_names.sql.j2", "grants.sql.j2")
+SCHEMA = ROLES / "shards/templates/schema.sql.j2"
 #: What makes the tables of the start.
 START = (ROLES / "shop/files/tables.sql", ROLES / "country/templates/country.sql.j2")
 REGIONS = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y"]}
 #: What the domain knows, so that a country can come.
 KNOWN = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y", "br"]}
+
+
+#: Takes away all that an earlier test of the session made in the database.
+EMPTY = r"""
+DO $$
+DECLARE
+  name text;
+BEGIN
+  FOR name IN SELECT pubname FROM pg_publication LOOP
+    EXECUTE format('DROP PUBLICATION %I', name);
+  END LOOP;
+  FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema$)' LOOP
+    EXECUTE format('DROP SCHEMA %I CASCADE', name);
+  END LOOP;
+  CREATE SCHEMA public;
+  GRANT USAGE ON SCHEMA public TO PUBLIC;
+END
+$$
+"""
 
 
 @pytest.fixture(scope="session")
@@ -47,38 +65,18 @@ def login(server: EmbeddedServer) -> Login:
     return Login("127.0.0.1", server.port, "postgres", PASSWORD)
 
 
-def shards_scripts() -> list[dict[str, str]]:
-    """Return the scripts by which role shards prepares a node of region eu."""
-    folder = ROLES / "shards"
-    return [
-        {
-            "name": name,
-            "text": jinja2.Template(
-                (folder / name if "/" in name else folder / "templates" / name).read_text(),
-                trim_blocks=True,
-            ).render(
-                node_region="eu",
-                shards_customers_role="customers",
-                shards_regions={name: {"countries": known} for name, known in KNOWN.items()},
-                shards_default_country="uk",
-            ),
-        }
-        for name in SCRIPTS
-    ]
-
-
 def render() -> bytes:
     """Return the sharded schema."""
-    return "\n".join(script["text"] for script in shards_scripts()).encode()
+    schema = jinja2.Template(SCHEMA.read_text(), trim_blocks=True).render(
+        shards_regions={name: {"countries": found} for name, found in KNOWN.items()},
+        shards_default_country="uk",
+    )
+    return bytes(schema.encode())
 
 
 def make_start(connection: psycopg.Connection[Any]) -> None:
     """Make the tables of the start and the parents without leaves, in place of what is there."""
-    connection.execute(
-        "DROP SCHEMA IF EXISTS global, lab, eu, us, gate_us, rewritten_us, retired_us CASCADE"
-    )
-    if connection.execute("SELECT to_regrole('customers')").fetchone() == (None,):
-        connection.execute("CREATE ROLE customers LOGIN")
+    connection.execute(EMPTY)
     for start in START:
         connection.execute(jinja2.Template(start.read_text()).render(country_default="uk").encode())
     connection.execute(render())
