@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from workload.lab import Lab, home_path
 from workload.nodes.scram import verifier
-from workload.nodes.settings import problems
+
+
+def server_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as arguments of postgres: {"a": 1} gives ["-c", "a=1"]."""
+    return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
 def node_labels(node: str, lab_home: str) -> dict[str, str]:
@@ -23,5 +27,5 @@ class FilterModule:
         return {
             "lab_node_labels": node_labels,
             "lab_scram_verifier": verifier,
-            "lab_setting_problems": problems,
+            "lab_server_arguments": server_arguments,
         }

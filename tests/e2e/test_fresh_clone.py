@@ -21,7 +21,6 @@ from workload.lab import Lab
 from workload.nodes.docker import Engine
 from workload.nodes.teardown import remove
 
-pytestmark = pytest.mark.slow
 NO_ENGINE = "unix:///nonexistent/docker.sock"
 SECONDS = "3"
 

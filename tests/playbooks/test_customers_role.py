@@ -11,10 +11,12 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tests.fixtures.labs import LabUnderTest
+from tests.fixtures.labs import DOCKER_IN_SOAK, LabUnderTest
 from workload.nodes.scram import verifier as scram_verifier
 from workload.sql import Login
 from workload.topology import Topology
+
+pytestmark = DOCKER_IN_SOAK
 
 Session = psycopg.Connection[tuple[Any, ...]]
 

@@ -11,11 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.fixtures.labs import LabUnderTest, eventually, wait_for
-
-pytestmark = pytest.mark.slow
 
 TRAFFIC = {"USERS": "8", "SPAWN_RATE": "8", "LAB_THINK_TIME": "0.1"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -13,20 +13,14 @@ import pytest
 from tests.fixtures.labs import LabUnderTest, eventually
 from workload.wan import control
 
-pytestmark = pytest.mark.slow
-
 #: Seconds for the whole command, however many nodes are silent.
 LONGEST_S = 8
 
 
 @pytest.fixture(scope="module")
-def world(new_lab: Callable[..., LabUnderTest]) -> Iterator[LabUnderTest]:
-    """Return an embedded lab in phase expand_world."""
-    lab = new_lab()
-    for phase in ("before", "expand_eu", "expand_world"):
-        lab.play_ok(phase)
-    yield lab
-    lab.remove()
+def world(all_at_expand_world: LabUnderTest) -> LabUnderTest:
+    """Return a lab in phase expand_world."""
+    return all_at_expand_world
 
 
 def status(lab: LabUnderTest) -> tuple[int, str]:

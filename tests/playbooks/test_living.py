@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,28 +13,22 @@ import psycopg
 import pytest
 
 from tests.fixtures.labs import CHECKOUT, LabUnderTest, eventually
-from tests.fixtures.traffic import NOISE_MS, customers, play_traffic
+from tests.fixtures.traffic import customers, new_customer, play_traffic
+from tests.fixtures.world import HOMES
 from workload import schemas
 from workload.audit import canaries
 from workload.errors import LabError
 from workload.operations import people, traces
-from workload.processes import STEPS
 from workload.topology import Topology
 
-pytestmark = pytest.mark.slow
-
 EU, US, JP = 0, 2, 3
-HOMES = {"eu": EU, "us": US, "jp": JP}
 NOBODY = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
-def after(new_lab: Callable[..., LabUnderTest]) -> Iterator[LabUnderTest]:
-    lab = new_lab("embedded")
-    for phase in ("before", "expand_eu", "expand_world", "after"):
-        lab.play_ok(phase)
-    yield lab
-    lab.remove()
+def after(all_at_after: LabUnderTest) -> LabUnderTest:
+    """Return a lab in phase after."""
+    return all_at_after
 
 
 def topology(lab: LabUnderTest) -> Topology:
@@ -54,23 +45,6 @@ def sessions(after: LabUnderTest) -> Iterator[dict[int, psycopg.Connection[Any]]
             )
             for offset in (EU, US, JP)
         }
-
-
-def new_customer(lab: LabUnderTest, country: str, purchases: int = 3) -> str:
-    """Sign a customer up at home, which the lab's regions say."""
-    key = str(uuid4())
-    region = next(r.name for r in topology(lab).regions if country in r.countries)
-    with psycopg.connect(lab.login(HOMES[region]).conninfo(), autocommit=True) as connection:
-        connection.execute(
-            f"INSERT INTO {region}.customer VALUES (%s, %s, %s)".encode(),
-            (key, f"{uuid4().hex}@example.com", country),
-        )
-        connection.execute(
-            f"INSERT INTO {region}.purchase (customer_id, amount, country)"
-            " SELECT %s, 7.5, %s FROM generate_series(1, %s)".encode(),
-            (key, country, purchases),
-        )
-    return key
 
 
 def homes(lab: LabUnderTest, customer: str) -> list[tuple[str, int]]:
@@ -125,18 +99,6 @@ def test_count_from_any_node_is_the_sum_of_the_homes(
 def test_count_of_something_else_is_refused(after: LabUnderTest) -> None:
     with pytest.raises(psycopg.Error, match="no 'x' to count: use customer, purchase or test"):
         after.query("SELECT global.count_by_country('x')", US)
-
-
-def test_warm_count_takes_one_round_trip_to_the_farthest_region(
-    sessions: dict[int, psycopg.Connection[Any]],
-) -> None:
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        sessions[EU].execute("SELECT global.count_by_country()").fetchall()
-        times.append((time.perf_counter() - started) * 1e3)
-    # Two would be 460 ms; postgres_fdw takes five.
-    assert 229 < min(times) < 1.25 * 230
 
 
 def test_connection_that_broke_is_made_anew(
@@ -213,33 +175,6 @@ def test_canary_that_moves_is_looked_for_at_its_new_home(after: LabUnderTest) ->
     assert next(c for c in canaries.load(after.lab) if c.id == canary.id).region == "eu"
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if step.startswith("move.")])
-def test_killed_at_any_step_there_is_one_copy_after_a_second_run(
-    after: LabUnderTest, step: str
-) -> None:
-    key = new_customer(after, "de", purchases=4)
-    killed = after.workload("move", CUSTOMER=key, COUNTRY="us", LAB_KILL_AT=step)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert len(homes(after, key)) <= 1
-    # The old home's session has to end first: it holds the lock by which a move is known to be
-    # under way.
-    eventually(lambda: not _sessions_in_transaction(after), 10)
-    people.resolve(topology(after), "password")
-    assert len(homes(after, key)) == 1
-    done = after.workload("move", CUSTOMER=key, COUNTRY="us")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert homes(after, key) == [("us", 4)]
-    assert after.query("SELECT count(*) FROM pg_prepared_xacts", US) == [(0,)]
-    assert after.query("SELECT count(*) FROM lab.to_scrub") == [(0,)]
-
-
-def _sessions_in_transaction(lab: LabUnderTest) -> int:
-    rows = lab.query(
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
-    )
-    return int(rows[0][0])
-
-
 def test_new_home_that_is_killed_while_it_has_a_prepared_copy_still_has_it(
     after: LabUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,27 +226,6 @@ def test_erased_customer_is_nowhere_and_not_taken_for_lost(after: LabUnderTest) 
     verified = after.workload("verify")
     assert verified.returncode == 0, verified.stdout
     audit(after)
-
-
-def test_nobody_is_held_up_by_a_move_or_an_erasure(after: LabUnderTest) -> None:
-    seeded = after.workload("seed", "--customers=60000", "--purchases-each=3")
-    assert seeded.returncode == 0, seeded.stdout + seeded.stderr
-    moved, erased = new_customer(after, "us"), new_customer(after, "de")
-    with customers(after):
-        for done in (
-            after.workload("move", CUSTOMER=moved, COUNTRY="de"),
-            after.workload("forget", CUSTOMER=erased),
-        ):
-            assert done.returncode == 0, done.stdout + done.stderr
-            found = re.search(r"nobody waited longer than (\d+) ms", done.stdout)
-            assert found
-            assert int(found[1]) <= 100 + NOISE_MS
-            # VACUUM FULL would have been their wait.
-            assert "VACUUM" not in done.stdout
-    assert homes(after, moved) == [("eu", 3)]
-    assert homes(after, erased) == []
-    verified = after.workload("verify")
-    assert verified.returncode == 0, verified.stdout
 
 
 def trading(lab: LabUnderTest, region: str) -> str:

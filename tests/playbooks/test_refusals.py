@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,25 +17,7 @@ from tests.playbooks.traces import traces
 from workload.lab import LABEL_HOME, LABEL_NAME, Lab
 from workload.nodes.docker import Engine
 
-pytestmark = pytest.mark.slow
-
 NO_ENGINE = "unix:///nonexistent/docker.sock"
-
-
-@pytest.fixture
-def listener(lab: LabUnderTest, request: pytest.FixtureRequest) -> Iterator[socket.socket]:
-    """Listen on the port that the lab's first node needs."""
-    family, address = getattr(request, "param", (socket.AF_INET, "127.0.0.1"))
-    with socket.socket(family) as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            taken.bind((address, lab.port_base))
-        except OSError as error:
-            if family == socket.AF_INET:
-                raise
-            pytest.skip(f"this machine has no {address}: {error}")
-        taken.listen()
-        yield taken
 
 
 # -- the inventory -----------------------------------------------------------------------------
@@ -59,24 +41,31 @@ def test_what_the_inventory_is_checked_for_is_one_line_and_changes_nothing(
 # -- the machine -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "listener",
-    [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1")],
-    indirect=True,
-    ids=["loopback", "every address", "IPv6"],
-)
-def test_port_is_taken(lab: LabUnderTest, listener: socket.socket) -> None:
+def test_port_is_taken(embedded_lab: LabUnderTest) -> None:
+    """One play for the wiring; the addresses are tests/integration/test_ports.py's."""
+    lab = embedded_lab
     me = psutil.Process()
-    play = lab.play("before")
+    with socket.create_server(("127.0.0.1", lab.port_base)):
+        play = lab.play("before", "--check")
     refused(play, f"port {lab.port_base}", me.name(), str(me.pid), "LAB_PORT_BASE")
-    listener.close()
     assert traces(lab) == []
 
 
-def test_port_is_taken_on_a_dry_run(lab: LabUnderTest, listener: socket.socket) -> None:
-    refused(lab.play("before", "--check"), f"port {lab.port_base}", "LAB_PORT_BASE")
-    listener.close()
-    assert traces(lab) == []
+def test_phase_is_played_too_early(at_before: LabUnderTest) -> None:
+    """One play a phase for the wiring; the order is tests/unit/test_road.py's."""
+    lab = at_before
+    for phase, earlier in (("expand_world", "expand_eu"), ("shard", "expand_eu")):
+        refused(lab.play(phase), f"play playbooks/{earlier}.yml first")
+    refused(lab.play("after"), "builds on expand_world")
+    assert not (lab.lab.home / "wan").exists()
+    done = lab.workload("wan")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    done = lab.workload("source_tests")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "phase before" in line
+    assert "playbooks/shard.yml first" in line
 
 
 def test_docker_is_asked_for_and_no_engine_answers(new_lab: Callable[..., LabUnderTest]) -> None:
@@ -332,41 +321,11 @@ def test_state_file_that_is_broken(embedded_lab: LabUnderTest, file: str, text: 
     assert traces(embedded_lab) == []
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ({"shared_buffers": "lots"}, ("shared_buffers", "lots")),
-        ({"shared_preload_libraries": "nonesuch"}, ("nonesuch", "No such file")),
-        ({"no_such_setting": 1}, ("unrecognized", "no_such_setting")),
-    ],
-    ids=["value", "library", "name"],
-)
-def test_settings_that_the_server_refuses(
-    lab: LabUnderTest, setting: dict[str, object], words: tuple[str, ...]
-) -> None:
-    """It is asked before it is stopped: a running one goes on, a new one is not started."""
-    settings = json.dumps({"node_settings": setting})
-    refused(lab.play("before", "-e", settings), *words)
-    lab.play_ok("before")
-    started = lab.query("SELECT pg_postmaster_start_time()")
-    refused(lab.play("before", "-e", settings), *words)
-    assert lab.query("SELECT pg_postmaster_start_time()") == started
-    assert lab.play_ok("before").changed == 0
-
-
-def test_setting_of_a_person_is_merged_over_the_labs(lab: LabUnderTest) -> None:
-    settings = json.dumps({"node_settings": {"log_statement": "all", "work_mem": "5MB"}})
-    lab.play_ok("before", "-e", settings)
-    names = ("log_statement", "work_mem", "wal_level", "max_replication_slots", "wal_recycle")
-    assert [lab.query(f"SHOW {name}")[0][0] for name in names] == [
-        *("all", "5MB", "logical", "20", "off")
-    ]
-    assert lab.play_ok("before", "-e", settings).changed == 0
-    refused(
-        lab.play("before", "-e", '{"node_settings": {"max_replication_slots": 4}}'),
-        *("node 'eu'", "max_replication_slots", "20 or more"),
-    )
-    assert lab.query("SHOW work_mem") == [("5MB",)]
+def test_server_that_does_not_start(embedded_lab: LabUnderTest) -> None:
+    settings = json.dumps({"node_settings": {"shared_buffers": "lots"}})
+    refused(embedded_lab.play("before", "-e", settings), "FATAL", "shared_buffers")
+    assert not embedded_lab.server().processes()
+    assert embedded_lab.play_ok("before").changed > 0
 
 
 def test_root_is_told_where_it_cannot_run(embedded_lab: LabUnderTest, tmp_path: Path) -> None:

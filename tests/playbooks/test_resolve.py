@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import psycopg
@@ -11,20 +10,15 @@ import pytest
 
 from tests.fixtures.labs import LabUnderTest, eventually
 
-pytestmark = pytest.mark.slow
-
 EU, US, JP = 0, 2, 3
 #: Seconds in which a row that stops a replica is named; without, it is waited for for 60.
 AT_ONCE_S = 30
 
 
 @pytest.fixture(scope="module")
-def shard(new_lab: Callable[..., LabUnderTest]) -> Iterator[LabUnderTest]:
-    lab = new_lab("embedded")
-    for phase in ("before", "expand_eu", "expand_world", "shard"):
-        lab.play_ok(phase)
-    yield lab
-    lab.remove()
+def shard(all_at_shard: LabUnderTest) -> LabUnderTest:
+    """Return a lab in phase shard."""
+    return all_at_shard
 
 
 def insert(lab: LabUnderTest, offset: int, key: str, email: str) -> None:

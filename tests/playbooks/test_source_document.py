@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.labs import LabUnderTest
+from tests.fixtures.labs import DOCKER_IN_SOAK, LabUnderTest
+
+pytestmark = DOCKER_IN_SOAK
 
 COLUMNS = """
 SELECT column_name, data_type, is_nullable = 'YES', column_default

@@ -18,8 +18,6 @@ from tests.fixtures.labs import IMAGE, LabUnderTest, eventually
 from tests.playbooks.traces import traces
 from workload.nodes.docker import Engine
 
-pytestmark = pytest.mark.slow
-
 
 def test_lab_that_was_never_there(lab: LabUnderTest) -> None:
     play = lab.play_ok("teardown")

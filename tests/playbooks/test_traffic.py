@@ -11,9 +11,9 @@ import psutil
 import pytest
 import requests
 
-from tests.fixtures.labs import LabUnderTest, eventually, free_ports, wait_for
+from tests.fixtures.labs import DOCKER_IN_SOAK, LabUnderTest, eventually, free_ports, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = DOCKER_IN_SOAK
 
 OPERATIONS = {"sign up", "buy", "basket", "read", "connect"}
 

@@ -9,8 +9,6 @@ import pytest
 from tests.fixtures.labs import LabUnderTest
 from tests.playbooks.traces import traces
 
-pytestmark = pytest.mark.slow
-
 Labs = tuple[LabUnderTest, LabUnderTest]
 
 

@@ -13,8 +13,6 @@ from workload.proof.verify import Verdict, verify
 from workload.topology import Topology
 from workload.traffic.ledger import Ledger, read
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def traded(new_lab: Callable[..., LabUnderTest]) -> Iterator[LabUnderTest]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,19 +11,14 @@ from tests.fixtures.labs import LabUnderTest, eventually
 from tests.fixtures.traffic import acknowledged, experience, lost, play_traffic, traffic
 from workload.wan import control
 
-pytestmark = pytest.mark.slow
-
 #: workload.traffic.customer has it too, but importing that patches this process's sockets.
 OPERATION_TIMEOUT_S = 5.0
 
 
 @pytest.fixture(scope="module")
-def world(new_lab: Callable[..., LabUnderTest]) -> Iterator[LabUnderTest]:
-    lab = new_lab("embedded")
-    for phase in ("before", "expand_eu", "expand_world"):
-        lab.play_ok(phase)
-    yield lab
-    lab.remove()
+def world(all_at_expand_world: LabUnderTest) -> LabUnderTest:
+    """Return a lab in phase expand_world."""
+    return all_at_expand_world
 
 
 def test_report_refuses_a_wan_that_was_off(world: LabUnderTest) -> None:
@@ -52,6 +46,7 @@ def test_report_refuses_a_wan_that_was_off(world: LabUnderTest) -> None:
     assert world.workload("report").returncode == 0
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("state", ["cut", "reset"])
 def test_customers_recover_from_a_cut_link(world: LabUnderTest, state: str) -> None:
     with traffic(world, 60, users=10, REGIONS="us"):
