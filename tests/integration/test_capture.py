@@ -106,6 +106,19 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, Callable[[], No
     return hold
 
 
+def test_loaders_rows_are_all_in_the_partitions(
+    start: psycopg.Connection[Any], login: Login, held: Any
+) -> None:
+    with loading(login, "public.customer") as loader:
+        # For as long as the rows of many take.
+        held(moving, "partition.loaded", lambda: eventually(_has_grown(loader)))
+        partition(login, REGIONS, no_matter)
+        # By the view, from here on.
+        eventually(_has_grown(loader))
+    assert loader.errors == []
+    assert ids(start, "global.customer") == loader.rows
+
+
 def _has_grown(loader: Loader) -> Callable[[], bool]:
     before = len(loader.rows)
     return lambda: len(loader.rows) > before + 20

@@ -8,10 +8,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.integration.conftest import PASSWORD, REGIONS, make_start
 from workload.errors import LabError
 from workload.nodes.embedded import EmbeddedServer
+from workload.sharding.objects import Object, read
 from workload.sharding.partition import partition
 from workload.sql import Login
 
@@ -189,3 +191,86 @@ def test_all_of_it_is_in_one_message(start: psycopg.Connection[Any], login: Logi
     finally:
         for _, drop, _ in together:
             start.execute(drop.encode())
+
+
+#: What comes along, as a person puts it on the tables of the start.
+CARRIED = (
+    "ALTER TABLE customer ADD phone text COLLATE \"C\" DEFAULT 'none' NOT NULL",
+    "ALTER TABLE customer ADD notes json, ADD tags text[]",
+    "ALTER TABLE purchase ADD tax numeric GENERATED ALWAYS AS (amount * 0.2) STORED",
+    "ALTER TABLE customer ALTER email TYPE varchar(200)",
+    "ALTER TABLE customer ALTER email SET DEFAULT 'nobody@example.com'",
+    "ALTER TABLE customer ALTER email SET STATISTICS 500, ALTER phone SET STORAGE EXTERNAL,"
+    " ALTER email SET (n_distinct = -0.5), ALTER email SET COMPRESSION pglz",
+    "ALTER TABLE customer SET (fillfactor = 90, toast.autovacuum_enabled = false)",
+    'CREATE UNIQUE INDEX "Low USING" ON customer (lower(email)) INCLUDE (phone)'
+    " WHERE phone <> 'x'",
+    "COMMENT ON INDEX \"Low USING\" IS 'it''s an index'",
+    "CREATE INDEX by_country ON customer (country, email DESC)",
+    "ALTER TABLE customer CLUSTER ON customer_pkey",
+    "ALTER TABLE customer ADD CONSTRAINT short CHECK (length(email) < 100) NOT VALID",
+    "ALTER TABLE customer ADD CONSTRAINT once UNIQUE (phone, id) WITH (fillfactor = 70)"
+    " DEFERRABLE INITIALLY DEFERRED",
+    "ALTER TABLE purchase ADD CONSTRAINT paid CHECK (amount >= 0)",
+    "ALTER TABLE purchase ADD EXCLUDE USING btree (id WITH =) WHERE (amount > 1000)",
+    "COMMENT ON CONSTRAINT once ON customer IS 'a constraint'",
+    "CREATE STATISTICS mine (dependencies) ON email, country FROM customer",
+    "COMMENT ON TABLE customer IS 'a table'",
+    "COMMENT ON COLUMN customer.phone IS 'a column'",
+    "ALTER TABLE purchase REPLICA IDENTITY FULL",
+)
+
+
+def described(objects: list[Object]) -> dict[tuple[str, str], tuple[str, Any]]:
+    """Return what is to be the same on a table of the start and on its leaves."""
+    found = {}
+    for each in objects:
+        if each.kind in ("grant", "inheritance") or each.name in ("home",):
+            continue
+        detail = dict(each.detail)
+        for key in ("number", "schema", "refers_to", "is_superusers"):
+            detail.pop(key, None)
+        definition = re.sub(r"(REFERENCES )\w+\.", r"\1", each.definition)
+        found[each.kind, each.name] = (definition, detail)
+    return found
+
+
+def test_all_that_can_come_along_is_on_every_leaf(
+    start: psycopg.Connection[Any], login: Login
+) -> None:
+    start.execute("DROP ROLE IF EXISTS reporter; CREATE ROLE reporter")
+    for statement in CARRIED:
+        start.execute(statement.encode())
+    start.execute("GRANT SELECT ON customer TO reporter WITH GRANT OPTION")
+    start.execute("GRANT UPDATE (phone) ON customer TO reporter")
+    start.execute(
+        "INSERT INTO customer (email, country, phone, notes, tags)"
+        " SELECT i || '@example.com', (ARRAY['uk', 'us'])[1 + i % 2], i, '{\"a\": 1}', '{x,y}'"
+        " FROM generate_series(1, 40) AS i"
+    )
+    start.execute("INSERT INTO purchase (customer_id, amount) SELECT id, 5 FROM customer")
+    tables = ("customer", "purchase")
+    wanted = read(start, {table: sql.Identifier("public", table) for table in tables})
+    rows = [
+        start.execute(f"SELECT to_jsonb(t) FROM {table} AS t ORDER BY id".encode()).fetchall()
+        for table in tables
+    ]
+    partition(login, REGIONS, no_matter)
+    for region in REGIONS:
+        leaves = read(start, {table: sql.Identifier(region, table) for table in tables})
+        for table in tables:
+            expected, actual = described(wanted[table]), described(leaves[table])
+            expected.pop(("column", "country"), None)
+            actual.pop(("column", "country"))
+            assert actual == expected
+    # By the old names too, with the columns in their order, their defaults and the rights.
+    assert [
+        start.execute(f"SELECT to_jsonb(t) FROM {table} AS t ORDER BY id".encode()).fetchall()
+        for table in tables
+    ] == rows
+    start.execute("INSERT INTO customer (country) VALUES ('us')")
+    row = start.execute("SELECT email, phone FROM us.customer ORDER BY email DESC LIMIT 1")
+    assert row.fetchone() == ("nobody@example.com", "none")
+    start.execute("SET ROLE reporter")
+    assert start.execute("SELECT count(*) FROM customer").fetchone() == (41,)
+    start.execute("RESET ROLE")

@@ -80,7 +80,6 @@ def test_customers_in_an_unknown_country_are_named(world: LabUnderTest) -> None:
             "DROP VIEW spent",
             "view public.spent",
         ),
-        ("ALTER TABLE customer ADD phone text", "ALTER TABLE customer DROP phone", "phone"),
         (
             "CREATE TABLE note (customer_id uuid REFERENCES customer (id))",
             "DROP TABLE note",
