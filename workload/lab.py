@@ -25,6 +25,7 @@ LABEL_NODE = "geo-sharding-lab.node"
 STATE_ENTRIES = (
     "lab.json",
     "topology.json",
+    "identities.json",
     "canaries.json",
     "purge-due",
     "secrets",

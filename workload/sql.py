@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,11 @@ import psycopg
 from psycopg import errors, sql
 
 from workload.errors import LabError, WrongPasswordError
+
+#: A function as pg_get_functiondef prints it.
+FUNCTION = re.compile(
+    r"^CREATE OR REPLACE FUNCTION .*?^AS \$function\$.*?^\$function\$\n", re.DOTALL | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,8 @@ def apply(
 
     A script changed something exactly where its transaction was given a transaction id: PostgreSQL
     assigns one on the first write, and CREATE ... IF NOT EXISTS on a thing that exists writes
-    nothing. A dry run rolls all of them back together, since a later script may need an earlier
-    one. One that is "recorded" leaves its fingerprint in lab.script, and is not run
-    again while it stays the same: for those that write even where nothing changes.
+    nothing; functions that the node has are left out. A dry run rolls all of them back together,
+    since a later script may need an earlier one.
 
     With lock_timeout_ms a script gives up waiting for a lock after that time, since everyone who
     comes after it waits behind it, and tries again until timeout_s. Raises LabError with the
@@ -130,32 +134,25 @@ def together(statements: Iterable[sql.Composable]) -> sql.Composed:
 
 def _run(connection: psycopg.Connection[tuple[object, ...]], script: Mapping[str, Any]) -> bool:
     with connection.transaction():
-        if script.get("recorded") and not _record(connection, script):
-            return False
-        connection.execute(script["text"].encode())
+        connection.execute(_without_what_stands(connection, script["text"]).encode())
         row = connection.execute("SELECT pg_current_xact_id_if_assigned() IS NOT NULL").fetchone()
         return bool(row and row[0])
 
 
-def _record(connection: psycopg.Connection[tuple[object, ...]], script: Mapping[str, Any]) -> bool:
-    """Leave a script's fingerprint; return whether it was another one, or none."""
-    key = (script["name"], hashlib.sha256(script["text"].encode()).hexdigest())
-    if connection.execute("SELECT to_regclass('lab.script') IS NULL").fetchone() == (True,):
-        connection.execute(
-            "CREATE SCHEMA IF NOT EXISTS lab;"
-            " CREATE TABLE lab.script (name text PRIMARY KEY, fingerprint text NOT NULL)"
-        )
-    found = connection.execute(
-        "SELECT FROM lab.script WHERE (name, fingerprint) = (%s, %s)", key
-    ).fetchone()
-    if found is not None:
-        return False
-    connection.execute(
-        "INSERT INTO lab.script VALUES (%s, %s)"
-        " ON CONFLICT (name) DO UPDATE SET fingerprint = EXCLUDED.fingerprint",
-        key,
-    )
-    return True
+def _without_what_stands(connection: psycopg.Connection[tuple[object, ...]], text: str) -> str:
+    """Leave out the functions of a script that the node has word for word.
+
+    CREATE OR REPLACE writes even where nothing changes. A function that is not written as
+    pg_get_functiondef prints it is replaced each time, and counts as a change.
+    """
+    if not FUNCTION.search(text):
+        return text
+    rows = connection.execute(
+        "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE prokind = 'f'"
+        " AND pronamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)"
+    ).fetchall()
+    standing = {str(definition) for (definition,) in rows}
+    return FUNCTION.sub(lambda match: "" if match[0] in standing else match[0], text)
 
 
 def describe(error: psycopg.Error) -> str:

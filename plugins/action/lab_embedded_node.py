@@ -1,7 +1,8 @@
 """Action: one PostgreSQL server process without Docker.
 
 Runs initdb once, writes the configuration beside the data directory, and starts the server where
-it is not running or its configuration changed. A killed run leaves nothing half-made. Returns
+it is not running or its configuration changed, which the server has to accept before it is stopped
+for it. A killed run leaves nothing half-made. Returns
 created (initdb ran) and started.
 """
 
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from workload.actions import LabAction
+from workload.nodes import identity
 from workload.nodes.embedded import EmbeddedServer
+from workload.nodes.settings import merged
 
 
 class ActionModule(LabAction):
@@ -25,6 +28,7 @@ class ActionModule(LabAction):
         "port": {"type": "int", "required": True},
         # The superuser's, at initdb.
         "password": {"type": "str", "required": True, "no_log": True},
+        # A person's own, over the lab's.
         "settings": {"type": "dict", "default": {}},
         "state": {"type": "str", "choices": ["started", "stopped"], "default": "started"},
         "timeout_s": {"type": "int", "default": 60},
@@ -36,7 +40,7 @@ class ActionModule(LabAction):
             Path(arguments["base"]).absolute(),
             port=arguments["port"],
             bin_dir=Path(arguments["bin_dir"]),
-            settings=arguments["settings"],
+            settings=merged(arguments["settings"]),
         )
         if arguments["state"] == "stopped":
             return {"changed": bool(server.processes()) if dry_run else server.stop()}
@@ -46,7 +50,10 @@ class ActionModule(LabAction):
         else:
             with server.locked() as lock:
                 created = server.initialise(arguments["password"], lock)
-                if server.configure():
+                if not server.is_configured():
+                    server.validate()
+                    server.configure()
                     server.stop()
                 started = server.start(arguments["timeout_s"])
+            identity.record(server.base.parent.parent, server.base.name, server.identity())
         return {"changed": created or started, "created": created, "started": started}

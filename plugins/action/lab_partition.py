@@ -40,6 +40,8 @@ class ActionModule(LabAction):
         self.say(
             f"{figures.customers:,} customers and {figures.purchases:,} purchases are in their"
             f" partitions ({figures.seconds:.1f} s, {figures.extra_bytes / 1e6:,.0f} MB on the"
-            f" way); nobody could write for {figures.write_pause_ms:.0f} ms"
+            f" way); nobody could write for {figures.write_pause_ms:.0f} ms."
+            " What the old names cannot do any more (pg_dump -t, ON CONFLICT, TRUNCATE, ...):"
+            " docs/old-names.md"
         )
         return {"changed": True, **asdict(figures)}

@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from workload.actions import NODES, LabAction, lab_of, nodes_of
-from workload.nodes.preflight import begin, check_road, examine, revive_wan
+from workload.nodes import identity
+from workload.nodes.preflight import begin, check_road, examine, port_warning, revive_wan
 from workload.sharding.checks import check
 from workload.topology import Topology
 
@@ -40,19 +41,26 @@ class ActionModule(LabAction):
         "builds": {"type": "str", "default": ""},
         "needs": {"type": "str", "default": ""},
         "allows_fenced": {"type": "bool", "default": False},
+        # Nodes that may begin with nothing where they have lost their data.
+        "start_empty": {"type": "list", "elements": "str", "default": []},
     }
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
         """Examine, then begin."""
         lab, builds = lab_of(arguments), arguments["builds"]
+        nodes, start_empty = nodes_of(arguments), arguments["start_empty"]
         is_past = check_road(lab, builds, arguments["needs"], arguments["allows_fenced"])
         machine = examine(
             lab,
             arguments["runtime"],
             arguments["images"],
             arguments["bin_dir"],
-            nodes_of(arguments),
+            nodes,
+            None if arguments["allows_fenced"] else start_empty,
         )
+        if not dry_run:
+            for node in start_empty:
+                identity.start_empty(lab, node)
         if builds in ("shard", "after") and not is_past:
             regions = {name: entry["countries"] for name, entry in arguments["regions"].items()}
             for line in check(Topology.load(lab), arguments["password"], regions, builds):
@@ -63,6 +71,9 @@ class ActionModule(LabAction):
         changed = begin(lab, machine, arguments["secrets"], dry_run)
         was_dead = revive_wan(lab, dry_run)
         self.say(f"{machine['runtime']} runtime: {machine['why']}")
+        warning = port_warning(nodes, len(arguments["regions"]))
+        if warning:
+            self.say(warning)
         if was_dead:
             self.say(f"the WAN's relay was dead{'' if dry_run else ': started again'}")
         if is_past:

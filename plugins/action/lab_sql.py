@@ -34,8 +34,6 @@ class ActionModule(LabAction):
                 # How errors name the script.
                 "name": {"type": "str", "required": True},
                 "text": {"type": "str", "required": True},
-                # Run once only, by its fingerprint in lab.script.
-                "recorded": {"type": "bool", "default": False},
             },
         },
         # The oldest PostgreSQL major that will do.

@@ -53,8 +53,8 @@ def _find_package() -> None:
 
 _find_package()
 
-#: For a task with no_log; only the node's container has one.
-HIDDEN = "its output is hidden for the secret in it; -e node_secure_logging=false shows it"
+#: For a task with no_log.
+HIDDEN = "its output is hidden for the secret in it"
 WIDTH = 80
 COLOURS = {"ok": C.COLOR_OK, "changed": C.COLOR_CHANGED, "failed": C.COLOR_ERROR}
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from workload.lab import Lab, home_path
 from workload.nodes.scram import verifier
-
-
-def server_arguments(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings as arguments of postgres: {"a": 1} gives ["-c", "a=1"]."""
-    return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+from workload.nodes.settings import problems
 
 
 def node_labels(node: str, lab_home: str) -> dict[str, str]:
@@ -27,5 +23,5 @@ class FilterModule:
         return {
             "lab_node_labels": node_labels,
             "lab_scram_verifier": verifier,
-            "lab_server_arguments": server_arguments,
+            "lab_setting_problems": problems,
         }

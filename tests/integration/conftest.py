@@ -19,7 +19,8 @@ from workload.sql import Login
 
 PASSWORD = "secret"
 ROLES = Path(__file__).resolve().parents[2] / "roles"
-SCHEMA = ROLES / "shards/templates/schema.sql.j2"
+#: What role shards runs, in this order.
+SCRIPTS = ("files/lab.sql", "schema.sql.j2", "old_names.sql.j2", "grants.sql.j2")
 #: What makes the tables of the start.
 START = (ROLES / "shop/files/tables.sql", ROLES / "country/templates/country.sql.j2")
 REGIONS = {"eu": ["uk", "de"], "us": ["us", "mx", "x-y"]}
@@ -65,18 +66,36 @@ def login(server: EmbeddedServer) -> Login:
     return Login("127.0.0.1", server.port, "postgres", PASSWORD)
 
 
+def shards_scripts() -> list[dict[str, str]]:
+    """Return the scripts by which role shards prepares a node of region eu."""
+    folder = ROLES / "shards"
+    return [
+        {
+            "name": name,
+            "text": jinja2.Template(
+                (folder / name if "/" in name else folder / "templates" / name).read_text(),
+                trim_blocks=True,
+            ).render(
+                node_region="eu",
+                shards_customers_role="customers",
+                shards_regions={name: {"countries": known} for name, known in KNOWN.items()},
+                shards_default_country="uk",
+            ),
+        }
+        for name in SCRIPTS
+    ]
+
+
 def render() -> bytes:
     """Return the sharded schema."""
-    schema = jinja2.Template(SCHEMA.read_text(), trim_blocks=True).render(
-        shards_regions={name: {"countries": found} for name, found in KNOWN.items()},
-        shards_default_country="uk",
-    )
-    return bytes(schema.encode())
+    return "\n".join(script["text"] for script in shards_scripts()).encode()
 
 
 def make_start(connection: psycopg.Connection[Any]) -> None:
     """Make the tables of the start and the parents without leaves, in place of what is there."""
     connection.execute(EMPTY)
+    if connection.execute("SELECT to_regrole('customers')").fetchone() == (None,):
+        connection.execute("CREATE ROLE customers LOGIN")
     for start in START:
         connection.execute(jinja2.Template(start.read_text()).render(country_default="uk").encode())
     connection.execute(render())

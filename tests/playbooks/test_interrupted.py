@@ -16,7 +16,7 @@ import pytest
 from tests.fixtures.kills import kill_all, kill_the_playbook_alone
 from tests.fixtures.labs import IMAGE, LabUnderTest, eventually
 from tests.playbooks.traces import traces
-from workload.nodes.docker import Engine
+from workload.nodes.docker import LABEL_SCRIPT, Engine
 from workload.topology import Topology
 
 #: A run is a third longer with Docker, and what the lab's own code does in it is the same.
@@ -128,28 +128,27 @@ def test_two_networks_of_one_name_become_one(docker_lab: LabUnderTest, is_runnin
 
 
 @pytest.mark.docker
-def test_half_made_volume_that_refuses_the_password_is_made_again(docker_lab: LabUnderTest) -> None:
-    """As one is that was cut short before its superuser had the password."""
+def test_half_made_volume_is_made_again(docker_lab: LabUnderTest) -> None:
+    """As a run leaves it that is killed while initdb works: all but the mark of a whole cluster."""
     client = Engine().client
     name, labels = f"{docker_lab.lab.name}_eu_db", docker_lab.lab.node_labels("eu")
     client.volumes.create(name, labels=labels)
-    half_made = client.containers.run(
+    script = "initdb -D $PGDATA/.incoming >/dev/null; rm $PGDATA/.incoming/PG_VERSION"
+    client.containers.run(
         IMAGE,
-        name=name,
-        labels=labels,
-        detach=True,
-        environment={"POSTGRES_PASSWORD": "another"},
+        ["-euc", f"{script}; touch $PGDATA/postgresql.conf"],
+        entrypoint="/bin/sh",
+        user="postgres",
         volumes={name: {"bind": "/var/lib/postgresql/data"}},
+        remove=True,
     )
-    eventually(lambda: b"initialisation done" in half_made.logs())
-    half_made.remove(force=True)
     docker_lab.play_ok("before")
     assert_whole(docker_lab)
     assert docker_lab.play_ok("before").changed == 0
 
 
 @pytest.mark.docker
-def test_look_into_a_volume_that_a_killed_run_left_is_in_nobodys_way(
+def test_script_container_that_a_killed_run_left_is_in_nobodys_way(
     docker_lab: LabUnderTest,
 ) -> None:
     docker_lab.play_ok("before")
@@ -157,8 +156,7 @@ def test_look_into_a_volume_that_a_killed_run_left_is_in_nobodys_way(
     Engine().client.containers.run(
         IMAGE,
         ["true"],
-        name=f"{name}_probe",
-        labels=docker_lab.lab.node_labels("eu"),
+        labels={**docker_lab.lab.node_labels("eu"), LABEL_SCRIPT: "yes"},
         detach=True,
         volumes={name: {"bind": "/volume", "mode": "ro"}},
     )
@@ -172,11 +170,12 @@ def test_volume_that_was_whole_is_never_made_again(docker_lab: LabUnderTest) -> 
     """A server that cannot start is left alone with its data, whatever it is that stops it."""
     docker_lab.play_ok("before")
     docker_lab.query("INSERT INTO customer (email) VALUES ('kept@example.com')")
-    play = docker_lab.play(
-        "before", "-e", "node_timeout_s=5", "-e", '{"node_settings": {"shared_buffers": "lots"}}'
-    )
+    settings = '{"node_settings": {"shared_buffers": "lots"}}'
+    play = docker_lab.play("before", "-e", settings)
     assert play.status != 0
-    assert f"127.0.0.1:{docker_lab.port_base}" in play.error
+    assert 'invalid value for parameter "shared_buffers": "lots"' in play.error
+    # It is asked before it is stopped.
+    assert docker_lab.query("SELECT email FROM customer") == [("kept@example.com",)]
     docker_lab.play_ok("before")
     assert docker_lab.query("SELECT email FROM customer") == [("kept@example.com",)]
 

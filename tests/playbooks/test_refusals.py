@@ -321,11 +321,41 @@ def test_state_file_that_is_broken(embedded_lab: LabUnderTest, file: str, text: 
     assert traces(embedded_lab) == []
 
 
-def test_server_that_does_not_start(embedded_lab: LabUnderTest) -> None:
-    settings = json.dumps({"node_settings": {"shared_buffers": "lots"}})
-    refused(embedded_lab.play("before", "-e", settings), "FATAL", "shared_buffers")
-    assert not embedded_lab.server().processes()
-    assert embedded_lab.play_ok("before").changed > 0
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"shared_buffers": "lots"}, ("shared_buffers", "lots")),
+        ({"shared_preload_libraries": "nonesuch"}, ("nonesuch", "No such file")),
+        ({"no_such_setting": 1}, ("unrecognized", "no_such_setting")),
+    ],
+    ids=["value", "library", "name"],
+)
+def test_settings_that_the_server_refuses(
+    lab: LabUnderTest, setting: dict[str, object], words: tuple[str, ...]
+) -> None:
+    """It is asked before it is stopped: a running one goes on, a new one is not started."""
+    settings = json.dumps({"node_settings": setting})
+    refused(lab.play("before", "-e", settings), *words)
+    lab.play_ok("before")
+    started = lab.query("SELECT pg_postmaster_start_time()")
+    refused(lab.play("before", "-e", settings), *words)
+    assert lab.query("SELECT pg_postmaster_start_time()") == started
+    assert lab.play_ok("before").changed == 0
+
+
+def test_setting_of_a_person_is_merged_over_the_labs(lab: LabUnderTest) -> None:
+    settings = json.dumps({"node_settings": {"log_statement": "all", "work_mem": "5MB"}})
+    lab.play_ok("before", "-e", settings)
+    names = ("log_statement", "work_mem", "wal_level", "max_replication_slots", "wal_recycle")
+    assert [lab.query(f"SHOW {name}")[0][0] for name in names] == [
+        *("all", "5MB", "logical", "20", "off")
+    ]
+    assert lab.play_ok("before", "-e", settings).changed == 0
+    refused(
+        lab.play("before", "-e", '{"node_settings": {"max_replication_slots": 4}}'),
+        *("node 'eu'", "max_replication_slots", "20 or more"),
+    )
+    assert lab.query("SHOW work_mem") == [("5MB",)]
 
 
 def test_root_is_told_where_it_cannot_run(embedded_lab: LabUnderTest, tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ class Folder(NodeServer):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def identity(self) -> int | None:
+        return None
+
     def log_file(self) -> Path | None:
         return None
 
@@ -53,9 +56,6 @@ class Folder(NodeServer):
         raise NotImplementedError
 
     def kill(self) -> None:
-        raise NotImplementedError
-
-    def start(self, timeout_s: float) -> None:
         raise NotImplementedError
 
 

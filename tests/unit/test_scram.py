@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from plugins.filter.lab_server import server_arguments
 from workload.nodes.scram import verifier as scram_verifier
 
 
@@ -26,8 +25,3 @@ def test_format_is_the_one_that_postgresql_takes_for_a_verifier() -> None:
 
 def test_password_is_not_in_the_verifier() -> None:
     assert "secret" not in scram_verifier("secret", "customers")
-
-
-def test_settings_become_arguments_of_the_server() -> None:
-    settings = {"max_connections": 400, "wal_recycle": "off"}
-    assert server_arguments(settings) == ["-c", "max_connections=400", "-c", "wal_recycle=off"]

@@ -1,4 +1,4 @@
-"""What the lab asks of a Docker engine; making containers is the node role's (community.docker)."""
+"""What the lab asks of a Docker engine; the node role makes the containers (community.docker)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import docker
@@ -19,7 +20,13 @@ from workload.processes import locked
 
 #: An engine on this machine answers in milliseconds; a stale DOCKER_HOST never does.
 ENGINE_TIMEOUT_S = 20
-MINIMUM_MAJOR = 15
+#: On the containers in which a script works on a node's data; a killed run leaves one behind.
+LABEL_SCRIPT = "geo-sharding-lab.script"
+#: The audit's scan and the copying of nodes need these of GNU.
+TOOLS = r"""
+{ find / -maxdepth 0 -ignore_readdir_race -printf '' && for tool in grep sed sort split xargs; do
+  "$tool" --version | grep -q GNU; done && base64 --version && flock --version; } >/dev/null 2>&1
+"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,14 @@ class Image:
     name: str
     present: bool
     postgres_major: int | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an image keeps its data: the data directory, and where its volume is mounted."""
+
+    data: str
+    mount: str
 
 
 class Engine:
@@ -73,6 +88,55 @@ class Engine:
             " make image builds a stand-in"
         )
 
+    def layout(self, image: str) -> Layout:
+        """Return where an image that is here keeps its data; raises LabError where it says nothing.
+
+        Up to PostgreSQL 17 the official image has a volume at PGDATA itself, from 18 on a volume
+        above it. A volume that stood elsewhere would stay empty, and the data would be in one
+        without a name, which goes with the container.
+        """
+        try:
+            config = self.client.images.get(image).attrs["Config"]
+        except docker.errors.ImageNotFound as error:
+            raise LabError(f"image {image} is not on this machine any more: pull it") from error
+        data = _variable(config.get("Env") or [], "PGDATA")
+        if not data:
+            raise LabError(f"image {image} has no PGDATA: it is no image of PostgreSQL")
+        volumes = [PurePosixPath(path) for path in config.get("Volumes") or {}]
+        above = [path for path in volumes if PurePosixPath(data).is_relative_to(path)]
+        return Layout(data, str(max(above, key=lambda path: len(path.parts), default=data)))
+
+    def check_image(self, image: str) -> None:
+        """Raise LabError where an image that is here has no PGDATA or no GNU tools."""
+        self.layout(image)
+        try:
+            self.client.containers.run(
+                image, ["-c", TOOLS], entrypoint="/bin/sh", network_mode="none", remove=True
+            )
+        except docker.errors.ContainerError:
+            raise LabError(
+                f"image {image} has not the GNU tools that the audit reads files with (find, grep,"
+                " split; Alpine's images have none): set LAB_IMAGE to one on Debian, such as"
+                " postgres:16"
+            ) from None
+        except docker.errors.APIError as error:
+            raise LabError(f"image {image} does not run: {reason(error)}") from error
+
+    def check_major(self, container: str, image: str) -> None:
+        """Raise LabError where a node's container holds data of another major than an image's."""
+        try:
+            config = self.client.containers.get(container).attrs["Config"]
+            major = _major(config.get("Env") or [])
+            other = _major(self.client.images.get(image).attrs["Config"].get("Env") or [])
+        except docker.errors.NotFound:
+            return
+        if None not in (major, other) and major != other:
+            raise LabError(
+                f"container {container} holds data of PostgreSQL {major}, which image {image} with"
+                f" PostgreSQL {other} cannot read: set LAB_IMAGE to {config['Image']}, or make"
+                " teardown"
+            )
+
     def check_ownership(self, lab: Lab, container: str, volume: str) -> None:
         """Raise LabError where a node's container or volume is not this lab's to use."""
         advice = "choose another LAB_NAME, or remove it"
@@ -86,9 +150,9 @@ class Engine:
             all=True, filters={"volume": volume}, ignore_removed=True
         )
         for user in users:
-            # A run that was killed while it mended the node may have left its look into the volume.
-            is_probe = user.name == f"{container}_probe" and is_ours(lab, user.labels)
-            if user.name != container and not is_probe:
+            # A killed run may have left the container in which its script worked on the data.
+            is_script = LABEL_SCRIPT in user.labels and is_ours(lab, user.labels)
+            if user.name != container and not is_script:
                 raise LabError(
                     f"volume {volume} is in use by container {user.name} ({user.status}): two"
                     f" servers on one volume destroy its data; {advice}"
@@ -99,6 +163,14 @@ class Engine:
                 raise LabError(f"volume {volume} belongs to {owner(labels)}: {advice}")
         except docker.errors.NotFound:
             pass
+
+    def has_volume(self, name: str) -> bool:
+        """Tell whether there is a volume of a name."""
+        try:
+            self.client.volumes.get(name)
+        except docker.errors.NotFound:
+            return False
+        return True
 
     def publishes(self, container: str, port: int) -> bool:
         """Tell whether a running container is the one that publishes a port of this machine."""
@@ -112,7 +184,7 @@ class Engine:
         )
 
     def have_network(self, lab: Lab, name: str, dry_run: bool = False) -> bool:
-        """Have exactly one network of a name; return whether anything had to be done for it.
+        """Ensure exactly one network of a name; return whether anything had to be done for it.
 
         Raises LabError where one is not this lab's, or where the engine can make none.
         """
@@ -190,8 +262,9 @@ def reason(error: Exception) -> str:
 
 
 def _major(env: Sequence[str]) -> int | None:
-    for entry in env:
-        name, _, value = entry.partition("=")
-        if name == "PG_MAJOR" and value.isdigit():
-            return int(value)
-    return None
+    value = _variable(env, "PG_MAJOR")
+    return int(value) if value.isdigit() else None
+
+
+def _variable(env: Sequence[str], name: str) -> str:
+    return next((entry.partition("=")[2] for entry in env if entry.startswith(f"{name}=")), "")

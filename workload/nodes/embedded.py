@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -119,6 +120,13 @@ class EmbeddedServer:
         """Tell whether the data directory is there; initdb's result is renamed, so it is whole."""
         return (self.data / "PG_VERSION").exists()
 
+    def identity(self) -> int | None:
+        """Return PostgreSQL's system identifier of the data directory, None where it is empty."""
+        try:
+            return system_identifier((self.data / "global/pg_control").read_bytes())
+        except FileNotFoundError:
+            return None
+
     def postmaster(self) -> psutil.Process | None:
         """Return the running postmaster of this data directory, or None.
 
@@ -141,7 +149,9 @@ class EmbeddedServer:
         for pid in psutil.pids():
             with contextlib.suppress(psutil.Error, OSError):
                 process = psutil.Process(pid)
-                if process.cwd() == here and process.status() != psutil.STATUS_ZOMBIE:
+                # A server outlives its data directory by up to a minute.
+                is_here = process.cwd() in (here, f"{here} (deleted)")
+                if is_here and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
@@ -188,6 +198,38 @@ class EmbeddedServer:
             for path, text in self.configuration().items()
         )
 
+    def validate(self) -> None:
+        """Raise LabError with the server's words where it would not start with its settings.
+
+        Nothing is changed and a running server goes on. The server checks its settings and loads
+        its libraries for the sake of a value that it computes from them, and needs no more of a
+        data directory for that than its version and control file.
+        """
+        with tempfile.TemporaryDirectory(dir=self.base, prefix="data.check.") as folder:
+            scratch = Path(folder)
+            (scratch / "global").mkdir()
+            for name in ("PG_VERSION", "global/pg_control"):
+                shutil.copy(self.data / name, scratch / name)
+            (scratch / "postgresql.auto.conf").touch()
+            config = scratch / "postgresql.conf"
+            config.write_text(self.configuration()[self.base / "postgresql.conf"])
+            done = subprocess.run(
+                [
+                    *run_as(),
+                    self.bin_dir / "postgres",
+                    *("-C", "shared_memory_size"),
+                    *("-c", f"config_file={config}", "-c", f"data_directory={scratch}"),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if done.returncode:
+            raise LabError(
+                f"node {self.base.name} is left as it is, since its server refuses the settings:"
+                f" {fatal_line(done.stderr)}"
+            )
+
     def configure(self) -> bool:
         """Write the configuration files that differ; return whether any did."""
         if self.is_configured():
@@ -214,6 +256,7 @@ class EmbeddedServer:
                 stale.unlink()  # The password that a killed run meant to give to initdb.
         if self.data.exists():
             raise LabError(f"{self.data} exists and holds no PostgreSQL cluster: move it away")
+        self.kill()  # A server whose data directory was removed under it.
         part = self.base / f"data.{os.getpid()}"
         secret = self.base / f"data.{os.getpid()}.password"
         secret.touch(mode=0o600)
@@ -355,11 +398,22 @@ def run_as() -> tuple[str, ...]:
     return ROOT_ESCAPE
 
 
+def system_identifier(control_file: bytes) -> int:
+    """Return the system identifier, which comes first in global/pg_control.
+
+    It is made by initdb, and a base backup keeps it: all nodes of a pair have one. Raises LabError
+    for a file that is cut short.
+    """
+    if len(control_file) < 8:
+        raise LabError("global/pg_control is damaged")
+    return int.from_bytes(control_file[:8], sys.byteorder)
+
+
 def fatal_line(log: str) -> str:
     """Return the line of a server log that says why it gave up, without its time stamp."""
-    found = re.findall(r"\b((?:FATAL|PANIC): .*)", log)
-    if not found:
+    fatal = re.findall(r"\b((?:FATAL|PANIC): .*)", log)
+    if not fatal:
         return last_line(log)
     # Which of the settings it is, the server says in a line of its own.
-    reason = re.search(r"\bLOG: +(.*)", log) if "contains errors" in found[-1] else None
-    return f"{found[-1]} ({reason[1]})" if reason else str(found[-1])
+    reason = re.search(r"\bLOG: +(.*)", log) if "contains errors" in fatal[-1] else None
+    return reason[1] if reason else str(fatal[-1])

@@ -1,4 +1,4 @@
-"""Look at the machine before anything is changed: which runtime, and is the way free?"""
+"""Check the machine before anything is changed, and choose the runtime."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from secrets import token_urlsafe
 from typing import Any
 
@@ -16,14 +17,17 @@ import psutil
 
 from workload.errors import LabError
 from workload.lab import Lab, write_atomically
-from workload.nodes import embedded
+from workload.nodes import embedded, identity
 from workload.nodes.docker import Engine, Image
 from workload.nodes.embedded import EmbeddedServer
+from workload.nodes.server import Place, node_server
 from workload.topology import PHASES, Node
 from workload.wan import control
+from workload.wan.config import PORTS_PER_REGION
 
 RUNTIMES = ("auto", "docker", "embedded")
 MINIMUM_MAJOR = embedded.MINIMUM_MAJOR
+OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,18 @@ class Machine:
 
 
 def examine(
-    lab: Lab, runtime: str, images: list[str], bin_dir: str, nodes: list[Node]
+    lab: Lab,
+    runtime: str,
+    images: list[str],
+    bin_dir: str,
+    nodes: list[Node],
+    start_empty: Collection[str] | None = (),
 ) -> dict[str, Any]:
     """Return a Machine as a dict, or raise LabError with the first thing in the way.
 
     Changes nothing. images are candidates for a container, best first; bin_dir is a folder with a
-    user's own PostgreSQL, or "".
+    user's own PostgreSQL, or "". start_empty: the nodes that may begin with nothing where they have
+    lost their data; None for a drill, which deals with lost nodes itself.
     """
     if runtime not in RUNTIMES:
         raise LabError(f"lab_runtime is '{runtime}': use one of {', '.join(RUNTIMES)}")
@@ -54,6 +64,11 @@ def examine(
     for node in nodes:
         if engine:
             engine.check_ownership(lab, node.container, node.container)
+            engine.check_major(node.container, machine["image"])
+        else:
+            check_embedded_address(node)
+        if start_empty is not None:
+            check_data(lab, node, machine, start_empty)
         if not _is_listening(lab, node, engine):
             check_port(node)
     return asdict(
@@ -90,6 +105,38 @@ def check_road(lab: Lab, builds: str, needs: str, allows_fenced: bool) -> bool:
             f"node {fenced[0]} is fenced since a fail-over: play playbooks/rejoin.yml first"
         )
     return False
+
+
+def check_data(
+    lab: Lab, node: Node, machine: Mapping[str, Any], start_empty: Collection[str]
+) -> None:
+    """Raise LabError where a node does not have the data that it joined with."""
+    is_absent = machine["runtime"] == "docker" and not machine["image_present"]
+    if identity.recorded(lab.home, node.name) is None or is_absent:
+        if node.name in start_empty:
+            raise LabError(f"lab_start_empty names {node.name}, which has not lost any data")
+        return
+    place = Place(
+        lab=lab,
+        runtime=machine["runtime"],
+        node=node.name,
+        host=node.host,
+        port=node.port,
+        container=node.container,
+        network="",
+        image=machine["image"],
+        bin_dir=machine["bin_dir"],
+    )
+    identity.check(lab, node.name, node_server(place).identity(), node.name in start_empty)
+
+
+def check_embedded_address(node: Node) -> None:
+    """Raise LabError for an address on which a server process does not listen."""
+    if node.host not in ("127.0.0.1", "localhost"):
+        raise LabError(
+            f"lab_address is {node.host}, and server processes of the embedded runtime listen on"
+            " 127.0.0.1 alone: use that, or LAB_RUNTIME=docker"
+        )
 
 
 def begin(lab: Lab, machine: Mapping[str, Any], secrets: list[str], dry_run: bool) -> bool:
@@ -155,7 +202,7 @@ def choose_runtime(
     if wanted in ("docker", "auto"):
         try:
             engine = Engine()
-            image = _usable(engine.find_image(images))
+            image = _usable(engine, engine.find_image(images), is_new=not begun)
         except LabError as error:
             if wanted == "docker":
                 raise LabError(f"lab_runtime is 'docker', but {error}") from None
@@ -172,12 +219,14 @@ def choose_runtime(
     return {"runtime": "embedded", "why": why, **choice}, None
 
 
-def _usable(image: Image) -> Image:
+def _usable(engine: Engine, image: Image, is_new: bool) -> Image:
     if image.postgres_major is not None and image.postgres_major < MINIMUM_MAJOR:
         raise LabError(
             f"image {image.name} holds PostgreSQL {image.postgres_major}: the lab needs"
             f" {MINIMUM_MAJOR} or newer; set lab_image to another one"
         )
+    if is_new and image.present:
+        engine.check_image(image.name)
     return image
 
 
@@ -191,7 +240,10 @@ def _is_listening(lab: Lab, node: Node, engine: Engine | None) -> bool:
     if engine:
         return engine.publishes(node.container, node.port)
     server = EmbeddedServer(lab.node_dir(node.name))
-    return server.postmaster() is not None and server.listening_port() == node.port
+    if server.postmaster():
+        return server.listening_port() == node.port
+    # One whose data directory was removed under it is still its own.
+    return not server.exists() and bool(server.processes())
 
 
 def check_port(node: Node) -> None:
@@ -204,6 +256,26 @@ def check_port(node: Node) -> None:
                     f"port {node.port}, which node {node.name} needs, is taken by"
                     f" {_listener(node.port)}: stop that, or set LAB_PORT_BASE"
                 )
+
+
+def port_warning(nodes: list[Node], regions: int) -> str:
+    """Return a warning where ports of the lab are in the kernel's range of outgoing ones, or "".
+
+    regions: how many will have customers in the end; the WAN listens for each.
+    """
+    try:
+        low, high = map(int, OUTGOING_PORTS.read_text().split())
+    except (OSError, ValueError):
+        return ""
+    first = nodes[0].port - nodes[0].port_offset
+    last = first + PORTS_PER_REGION * (1 + regions) - 1
+    if last < low or first > high:
+        return ""
+    return (
+        f"warning: the lab's ports, {first} to {last}, are among those that the kernel gives to"
+        f" outgoing connections ({low} to {high}), any of which may hold one of them: a"
+        f" LAB_PORT_BASE below {low - PORTS_PER_REGION * (1 + regions)} is safe"
+    )
 
 
 def _listener(port: int) -> str:

@@ -8,27 +8,85 @@ node's volume. So a standby is seeded, fenced and rewound by the same lines in b
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import subprocess
 import tarfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import docker.errors
+from docker.models.containers import Container
 
-from workload.errors import LabError
+from workload.errors import LabError, WrongPasswordError
 from workload.lab import Lab
-from workload.nodes.docker import Engine
-from workload.nodes.embedded import EmbeddedServer, last_line, run_as
+from workload.nodes import identity
+from workload.nodes.docker import LABEL_SCRIPT, Engine, Layout
+from workload.nodes.embedded import (
+    EmbeddedServer,
+    fatal_line,
+    last_line,
+    quoted,
+    run_as,
+    system_identifier,
+)
+from workload.nodes.settings import arguments as settings_arguments
+from workload.nodes.settings import merged
+from workload.sql import Login, connect
 from workload.topology import Topology
 
 #: Seconds for one script; a base backup of the largest lab takes a tenth of it.
 SCRIPT_TIMEOUT_S = 600
 #: Where a script in a container finds its standard input: the API has no simple way to send one.
 STDIN = "/tmp/lab-stdin"
+
+#: In a container nobody else is on the socket or on loopback; the health check goes there.
+HBA = """\
+# Written by the lab; the same on every node, since a base backup brings the primary's.
+local all         all              trust
+host  all         all 127.0.0.1/32 trust
+host  all         all ::1/128      trust
+host  all         all all          scram-sha-256
+host  replication all all          scram-sha-256
+"""
+
+# Input: the superuser's password. PGDATA cannot be renamed where it is a volume's mount point; so
+# initdb works inside it, and PG_VERSION, which marks a whole cluster, moves last. The lock is for
+# the script of a killed run, which the engine lets run to its end.
+#
+# The server checks its settings and loads its libraries for the sake of a value that it computes
+# from them, and needs no more of a data directory for that than its version and control file.
+PREPARE = r"""
+mkdir -p "$PGDATA"
+exec 8<"$PGDATA"
+flock 8
+if ! [ -e "$PGDATA/PG_VERSION" ]; then
+  cd "$PGDATA"
+  find . -mindepth 1 -delete
+  chmod 0700 .
+  initdb --pgdata=.incoming --pwfile=/dev/stdin --username=postgres --auth=scram-sha-256 \
+    --data-checksums >/dev/null
+  cd .incoming
+  find . -mindepth 1 -maxdepth 1 ! -name PG_VERSION -exec mv {} .. \;
+  mv PG_VERSION ..
+  cd ..
+  rmdir .incoming
+  echo created
+fi
+scratch=$(mktemp -d)
+mkdir "$scratch/global"
+cp "$PGDATA/PG_VERSION" "$scratch"
+cp "$PGDATA/global/pg_control" "$scratch/global"
+printf '%s' "$CONF" >"$scratch/postgresql.conf"
+: >"$scratch/postgresql.auto.conf"
+postgres -C shared_memory_size -D "$scratch" >/dev/null
+printf '%s' "$HBA" | cmp -s - "$PGDATA/pg_hba.conf" || printf '%s' "$HBA" >"$PGDATA/pg_hba.conf"
+"""
 
 
 @dataclass(frozen=True)
@@ -66,10 +124,6 @@ class NodeServer(ABC):
         """End all its processes at once, and return when they are gone."""
 
     @abstractmethod
-    def start(self, timeout_s: float) -> None:
-        """Start the server as it was last configured; raises LabError where it does not start."""
-
-    @abstractmethod
     def run(
         self, script: str, environ: Mapping[str, str] | None = None, stdin: bytes = b""
     ) -> bytes:
@@ -89,6 +143,10 @@ class NodeServer(ABC):
     def shell(self, script: str, environ: Mapping[str, str] | None = None) -> str:
         """Run a script on the data directory; raises LabError with what it said last."""
         return self.run(script, environ).decode(errors="replace")
+
+    @abstractmethod
+    def identity(self) -> int | None:
+        """Return PostgreSQL's system identifier of the data directory, None where it is empty."""
 
     def has_data(self) -> bool:
         """Tell whether the data directory holds a whole cluster."""
@@ -116,11 +174,6 @@ class EmbeddedNode(NodeServer):
         """SIGKILL every process in the data directory; one that is stopped dies too."""
         self.server.kill()
 
-    def start(self, timeout_s: float) -> None:
-        """Start the process with the configuration beside the data directory."""
-        with self.server.locked():
-            self.server.start(timeout_s)
-
     def run(
         self, script: str, environ: Mapping[str, str] | None = None, stdin: bytes = b""
     ) -> bytes:
@@ -144,6 +197,10 @@ class EmbeddedNode(NodeServer):
             raise LabError(f"{self.place.node}: {last_line(said)}")
         return done.stdout
 
+    def identity(self) -> int | None:
+        """Read the control file."""
+        return self.server.identity()
+
     def log_file(self) -> Path | None:
         """Return the log beside the data directory."""
         return self.server.log if self.server.log.exists() else None
@@ -161,6 +218,11 @@ class DockerNode(NodeServer):
         """Connect to the engine; raises LabError where none answers."""
         super().__init__(place)
         self.engine = Engine(timeout_s=SCRIPT_TIMEOUT_S)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Where the image keeps its data."""
+        return self.engine.layout(self.place.image)
 
     def address_for_peers(self) -> tuple[str, int]:
         """Return the container's name on the lab's network."""
@@ -182,44 +244,111 @@ class DockerNode(NodeServer):
                     step()
             container.wait(condition="not-running")
 
-    def start(self, timeout_s: float) -> None:
-        """Start the container that the node role made."""
-        try:
-            self.engine.client.containers.get(self.place.container).start()
-        except docker.errors.DockerException as error:
-            raise LabError(f"container {self.place.container} does not start: {error}") from error
-
     def run(
         self, script: str, environ: Mapping[str, str] | None = None, stdin: bytes = b""
     ) -> bytes:
         """Run a script as postgres in a container of its own that has the node's volume."""
-        client = self.engine.client
-        labels = self.place.lab.node_labels(self.place.node)
-        client.volumes.create(self.place.container, labels=labels)
-        container = client.containers.create(
-            self.place.image,
-            ["-eu", "-c", f"exec <{STDIN}\n{script}" if stdin else script],
-            entrypoint="/bin/sh",
-            user="postgres",
-            environment=dict(environ or {}),
-            volumes=[f"{self.place.container}:/var/lib/postgresql/data"],
-            network=self.place.network,
-            labels=labels,
-        )
+        container = self._throw_away(f"exec <{STDIN}\n{script}" if stdin else script, environ)
         try:
             if stdin:
                 container.put_archive("/", archive(STDIN, stdin))
             container.start()
             status = container.wait(timeout=SCRIPT_TIMEOUT_S)["StatusCode"]
-            said: bytes = container.logs(stdout=True, stderr=False)
+            output: bytes = container.logs(stdout=True, stderr=False)
             if status:
-                complaint = container.logs(stdout=False, stderr=True) or said
+                complaint = container.logs(stdout=False, stderr=True) or output
                 raise LabError(
-                    f"{self.place.node}: {last_line(complaint.decode(errors='replace'))}"
+                    f"{self.place.node}: {fatal_line(complaint.decode(errors='replace'))}"
                 )
-            return said
+            return output
         finally:
-            container.remove(force=True)
+            container.remove(force=True, v=True)
+
+    def _throw_away(self, script: str, environ: Mapping[str, str] | None = None) -> Container:
+        labels = self.place.lab.node_labels(self.place.node)
+        self.engine.client.volumes.create(self.place.container, labels=labels)
+        return self.engine.client.containers.create(
+            self.place.image,
+            ["-eu", "-c", script],
+            entrypoint="/bin/sh",
+            user="postgres",
+            environment=dict(environ or {}),
+            volumes=[f"{self.place.container}:{self.layout.mount}"],
+            network=self.place.network,
+            labels={**labels, LABEL_SCRIPT: "yes"},
+        )
+
+    def prepare(
+        self, password: str, settings: Mapping[str, object], dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Make the data directory where there is none, and have the server accept its settings.
+
+        Only where the container is missing or would be replaced; a running one is not touched.
+        Returns command and mount, with which the container is to run, and changed. Raises LabError
+        with what the server says of a setting.
+        """
+        command = ["postgres", "-c", "listen_addresses=*", *settings_arguments(settings)]
+        result = {"command": command, "mount": self.layout.mount, "changed": False}
+        if dry_run or self._runs(command):
+            return result
+        conf = "".join(f"{name} = {quoted(value)}\n" for name, value in merged(settings).items())
+        # The image may have come after preflight, which could not look into the volume then.
+        identity.check(self.place.lab, self.place.node, self.identity())
+        environ = {"CONF": conf, "HBA": HBA}
+        output = self.run(PREPARE, environ, f"{password}\n".encode())
+        return {**result, "changed": output.strip() == b"created"}
+
+    def _runs(self, command: list[str]) -> bool:
+        try:
+            attributes = self.engine.client.containers.get(self.place.container).attrs
+        except docker.errors.NotFound:
+            return False
+        image = self.engine.client.images.get(self.place.image)
+        return bool(attributes["Config"]["Cmd"] == command and attributes["Image"] == image.id)
+
+    def await_login(self, login: Login, timeout_s: float) -> None:
+        """Wait until the server takes logins; raises LabError, at once where the container ended.
+
+        The message is the last line of its log, then.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                connect(login).close()
+                return
+            except WrongPasswordError:
+                raise
+            except LabError as error:
+                if not self.is_running():
+                    log = (self.log_bytes() or b"").decode(errors="replace")
+                    raise LabError(
+                        f"container {self.place.container} ended: {fatal_line(log)}"
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise LabError(f"{error} (after {timeout_s:.0f} s)") from None
+                time.sleep(0.05)
+
+    def identity(self) -> int | None:
+        """Read the control file through the engine; no process is started for it."""
+        containers = self.engine.client.containers
+        own = None
+        try:
+            container = containers.get(self.place.container)
+        except docker.errors.NotFound:
+            if not self.engine.has_volume(self.place.container):
+                return None
+            container = own = self._throw_away("")
+        try:
+            chunks, _ = container.get_archive(f"{self.layout.data}/global/pg_control")
+            packed = io.BytesIO(b"".join(chunks))
+        except docker.errors.NotFound:
+            return None
+        finally:
+            if own is not None:
+                own.remove(v=True)
+        with tarfile.open(fileobj=packed) as tar:
+            file = tar.extractfile(tar.next() or "")
+            return system_identifier(file.read() if file else b"")
 
     def log_file(self) -> Path | None:
         """Return nothing: the engine has the log."""
@@ -236,12 +365,12 @@ class DockerNode(NodeServer):
         return said
 
 
-def archive(path: str, content: bytes) -> bytes:
-    """Return a tar archive with one file that all may read."""
+def archive(path: str, content: bytes, mode: int = 0o644) -> bytes:
+    """Return a tar archive with one file, which all may read."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         entry = tarfile.TarInfo(path.lstrip("/"))
-        entry.size, entry.mode = len(content), 0o644
+        entry.size, entry.mode = len(content), mode
         tar.addfile(entry, io.BytesIO(content))
     return packed.getvalue()
 

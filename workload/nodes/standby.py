@@ -238,12 +238,12 @@ def promote(primary: Member, standby: Member) -> dict[str, Any]:
     }
 
 
-def rejoin(primary: Member, old: Member, password: str, timeout_s: float) -> str:
-    """Bring a fenced node back as the primary's standby; return how, for people to read.
+def copy_back(primary: Member, old: Member, password: str) -> str:
+    """Make a lost node's data directory the primary's standby; return how, for people to read.
 
     "rewound", or "copied anew because ..." with pg_rewind's reason. The node takes no write on the
     way: its data directory is rewound, or replaced where that fails, before it starts, and it
-    starts as a standby. Raises LabError where it does not stream in time.
+    starts as a standby.
     """
     old.server.kill()
     with connect(primary.login) as connection:
@@ -260,7 +260,13 @@ def rejoin(primary: Member, old: Member, password: str, timeout_s: float) -> str
         old.server.shell('rm -f "$PGDATA/PG_VERSION"')
         seed(primary, old, password)
     reached("rejoin.rewound")
-    old.server.start(timeout_s)
+    return how
+
+
+def resume(primary: Member, old: Member, timeout_s: float) -> None:
+    """Wait until a node that was brought back streams, and make it synchronous again.
+
+    Raises LabError where it does not stream in time.
+    """
     reached("rejoin.started")
     make_synchronous(primary, old, timeout_s)
-    return how

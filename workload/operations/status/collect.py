@@ -6,6 +6,7 @@ server that is paused takes the connection and never answers.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ import psycopg
 
 from workload.audit import residency
 from workload.errors import LabError
+from workload.nodes import identity
+from workload.nodes.server import server_of
 from workload.schemas import GATE, OLD, TRANSITIONAL, slot
 from workload.sharding import conflicts
 from workload.sharding.conflicts import Conflict
@@ -113,6 +116,8 @@ class Status:
     audits: Sequence[Mapping[str, Any]] = ()
     #: What could not be read of the lab's own files.
     unreadable: Sequence[str] = field(default_factory=tuple)
+    #: What became of a node's data, and what can be done about it.
+    lost_data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def at_work(self) -> bool:
@@ -153,7 +158,19 @@ def collect(topology: Topology, password: str, timeout_s: float = TIMEOUT_S) -> 
         audits = residency.load(topology.lab)
     except LabError as error:
         unreadable.append(str(error))
-    return Status(topology, nodes, wan, relay, audits, unreadable)
+    return Status(topology, nodes, wan, relay, audits, unreadable, _lost_data(topology))
+
+
+def _lost_data(topology: Topology) -> dict[str, str]:
+    """Return what became of nodes' data; not of a fenced one's, which a rejoin gives it anew."""
+    lost = {}
+    for name, node in topology.nodes.items():
+        with contextlib.suppress(LabError):  # Its engine does not answer, as its state says.
+            data = server_of(topology, name).identity()
+            problem = identity.loss(topology.lab, name, data)
+            if problem and node["role"] != "fenced":
+                lost[name] = f"{problem}; {identity.remedy(topology.lab, name)}"
+    return lost
 
 
 def ask_node(login: Login, schemas: Sequence[str], regions: Sequence[str]) -> NodeState:

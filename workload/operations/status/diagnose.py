@@ -63,6 +63,9 @@ def _of_node(status: Status, name: str, state: NodeState, again: str) -> Iterabl
             " brings it back as one"
         )
         return
+    if name in status.lost_data:
+        yield status.lost_data[name]
+        return
     if role == "joining" and not status.at_work:
         yield (
             f"node {name} has joined and serves nobody, so a run was cut short: make shard (or make"
