@@ -1128,6 +1128,7 @@ def test_lab_without_a_wan_is_one_line(wan: Wan) -> None:
     assert "no lab is running" in done.stderr
     wan.lab.home.mkdir()
     (wan.lab.home / "topology.json").write_text(json.dumps(_TOPOLOGY))
+    (wan.lab.home / "lab.json").write_text(json.dumps({"name": wan.lab.name, **_STATE}))
     done = wan_command(wan, "--link=us-eu")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -1135,12 +1136,11 @@ def test_lab_without_a_wan_is_one_line(wan: Wan) -> None:
     assert "expand_world.yml" in line
 
 
+_STATE = {"runtime": "embedded", "image": "", "bin_dir": ""}
 _TOPOLOGY = {
     "phase": "before",
-    "runtime": "embedded",
     "dbname": "postgres",
     "customers": {"user": "customers", "password_file": "secrets/customers"},
-    "servers": {"image": "", "bin_dir": "", "network": ""},
     "tables": "public",
     "regions": {},
     "nodes": {},
