@@ -1,4 +1,4 @@
-"""Leaves that are written anew while customers write: what is gone, and what is still there."""
+"""Leaves that are rewritten while customers write: what is gone, and what is still there."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_long_transaction_keeps_it_from_nothing_but_being_done(
             begin()
         else:
             monkeypatch.setattr(rewriting, "run_all", _after(begin, bulk.run_all))
-        with pytest.raises(LabError, match=r"could not be written anew.*long transaction.*after"):
+        with pytest.raises(LabError, match=r"could not be rewritten.*long transaction.*after"):
             rewrite(login, REGIONS, "us")
         # Nobody else is held up.
         with psycopg.connect(login.conninfo(), options="-c lock_timeout=1s") as customer:

@@ -142,7 +142,7 @@ def test_who_passes_by_the_origin_goes_on_to_the_end_of_their_transaction(
     setup = Setup(topology, "password", topology.countries(), topology.user)
     secrets = {role: lab.lab.secret_file(role).read_text() for role in foreign.SECRETS}
     with setup.connect("eu") as operator:
-        foreign.let_through(operator, leaves_of(setup.regions, ["us"]), "us", secrets)
+        foreign.allow_forwarding(operator, leaves_of(setup.regions, ["us"]), "us", secrets)
     login = replace(lab.login(), user="foreign_customers", password=secrets["foreign_customers"])
     done = threading.Event()
 

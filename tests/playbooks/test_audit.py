@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from tests.fixtures.labs import LabUnderTest
+from workload import schemas
 from workload.audit import canaries, places
 from workload.audit.canaries import Canary, new_canary
 from workload.audit.places import FILES, Where
@@ -373,7 +374,7 @@ def test_canary_that_is_not_at_home_makes_the_audit_blind(held: LabUnderTest) ->
 
 
 def test_what_a_failed_audit_left_is_no_matter(held: LabUnderTest) -> None:
-    held.query("CREATE SCHEMA lab_audit")
+    held.query(schemas.create("lab_audit").as_string(None))
     held.query("CREATE TABLE lab_audit.control (country text)")
     held.query("INSERT INTO lab_audit.control VALUES ('us')")
     assert look(held).holds

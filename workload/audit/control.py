@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from workload import schemas
 from workload.audit.canaries import Canary, Kind, new_canary
 from workload.audit.logical import OWN_SCHEMA
 from workload.audit.places import FILES, Where
@@ -109,9 +110,9 @@ def missing(control: Canary, scan: Scan, where: tuple[Where, ...]) -> list[Where
 def _store(connection: psycopg.Connection[Any], control: Canary) -> None:
     """Have the control in a table and in its statistics."""
     schema = sql.Identifier(OWN_SCHEMA)
-    connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(schema))
+    schemas.drop(connection, OWN_SCHEMA, ["control"])
     with connection.transaction():
-        connection.execute(sql.SQL("CREATE SCHEMA {}").format(schema))
+        connection.execute(schemas.create(OWN_SCHEMA))
         connection.execute(sql.SQL("CREATE TABLE {}.control (key uuid, note text)").format(schema))
         # Distinct values, so that ANALYZE keeps a histogram, which is large enough to compress.
         connection.execute(
@@ -126,11 +127,9 @@ def _store(connection: psycopg.Connection[Any], control: Canary) -> None:
 
 def _forget(connection: psycopg.Connection[Any]) -> None:
     """Drop the control's table; where the server has gone meanwhile, the next audit does."""
-    with contextlib.suppress(psycopg.Error):
+    with contextlib.suppress(psycopg.Error, LabError):
         connection.execute("CLOSE ALL")
-        connection.execute(
-            sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(OWN_SCHEMA))
-        )
+        schemas.drop(connection, OWN_SCHEMA, ["control"])
 
 
 def _say_and_spill(connection: psycopg.Connection[Any], control: Canary) -> None:

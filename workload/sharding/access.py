@@ -1,8 +1,8 @@
-"""Every region's rows within reach of every node: what stands where, on the lab as a whole.
+"""Cross-region access: TLS, roles, foreign servers and foreign partitions on every node.
 
-Nodes speak TLS and have the roles that others come as; their foreign servers go to where each
-region's rows are now; and foreign leaves stand in place of copies. The origin keeps what is not at
-home elsewhere yet: a cut-over is what takes that away.
+Foreign servers point to where each region's rows are now, and foreign leaves stand in place of
+copies. The origin keeps the leaves of regions that are not at home elsewhere yet: the cutover
+removes those.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from workload.sql import connect, describe, take_turns, together
 from workload.topology import Role, Topology, set_roles
 from workload.wan import control
 
-#: Seconds for those to leave who pass by the origin on their way to a region that has moved.
-DETOUR_S = 30.0
+#: Seconds for transactions to end that the origin forwards to a region that has moved.
+FORWARD_DRAIN_S = 30.0
 
 
 def home_of(topology: Topology, node: str, region: str) -> list[str]:
@@ -111,7 +111,7 @@ def setup_of(topology: Topology, password: str) -> Setup:
 
 
 def prepare(setup: Setup) -> bool:
-    """Have TLS, roles, servers and foreign leaves on all nodes; return whether anything was done.
+    """Ensure TLS, roles, servers and foreign leaves on all nodes; return whether any changed.
 
     Raises LabError with the node that it went wrong on.
     """
@@ -133,7 +133,7 @@ def prepare(setup: Setup) -> bool:
         setup = replace(setup, topology=Topology.load(topology.lab))
     done += [found, point_servers(setup)]
     done.append(_on_each(setup.writable(), lambda name: _replace_copies(setup, name, definitions)))
-    # Countries that are new: at home first, so that whoever sends rows there finds them known.
+    # Countries that are new: at home first, so that it knows them before rows are sent there.
     for kind in ("r", "f"):
         done.append(_on_each(setup.writable(), lambda name, kind=kind: _rebound(setup, name, kind)))  # type: ignore[misc]
     return any(done)
@@ -191,7 +191,7 @@ def _definitions(setup: Setup) -> dict[str, Definition]:
 
 
 def _prepare_node(setup: Setup, name: str, definitions: Mapping[str, Definition]) -> bool:
-    """Have what others need to come to a node, and the wrapper by which it goes to them."""
+    """Ensure a node's extensions, the roles that others log in as, and its parents' columns."""
     with setup.connect(name) as connection:
         take_turns(connection, LOCKS_S)
         done = False
@@ -218,7 +218,7 @@ def _prepare_node(setup: Setup, name: str, definitions: Mapping[str, Definition]
 
 
 def point_servers(setup: Setup, nodes: Sequence[str] = ()) -> bool:
-    """Have servers go where each region's rows are now; return whether any changed.
+    """Point servers to where each region's rows are now; return whether any changed.
 
     nodes: whose servers, without it those of all.
     """
@@ -234,15 +234,15 @@ def point_servers(setup: Setup, nodes: Sequence[str] = ()) -> bool:
                     options = server_options(setup.topology, name, region)
                     done.append(foreign.ensure_server(connection, region, options, mappings))
     if not nodes:
-        done.append(_end_detours(setup))
+        done.append(_stop_forwarding(setup))
     return any(done)
 
 
-def _end_detours(setup: Setup) -> bool:
-    """Have nobody pass by the origin to rows that all servers point to; return whether one did.
+def _stop_forwarding(setup: Setup) -> bool:
+    """Stop forwarding once every foreign server points to the new home; return whether it was on.
 
-    Who is on the way there yet goes on to the end of their transaction. Where one takes too long,
-    the way stays open until the next run.
+    A transaction that is being forwarded goes on to its end. Where one takes too long, forwarding
+    stays on until the next run.
     """
     topology = setup.topology
     done = []
@@ -250,17 +250,17 @@ def _end_detours(setup: Setup) -> bool:
         for region in setup.regions:
             if region == topology.origin() or not topology.primary_of(region):
                 continue
-            if foreign.may_pass(connection, region) and _has_emptied(setup, connection):
-                foreign.let_nobody_through(connection, region)
+            if foreign.forwarding_roles(connection, region) and _has_emptied(setup, connection):
+                foreign.revoke_forwarding(connection, region)
                 done.append(region)
     return bool(done)
 
 
 def _has_emptied(setup: Setup, connection: psycopg.Connection[Any]) -> bool:
-    """Wait for the transactions of those who came to the origin before now; return whether so.
+    """Wait for the end of forwarded transactions that began before now; return whether it came.
 
-    One may be under way that has not arrived: a session asks for a transaction, and a round trip
-    later for the rows.
+    A remote session may have opened its transaction but not yet sent its query, so this waits for
+    at least one RTT.
     """
     topology = setup.topology
     rtt_ms = max(
@@ -281,16 +281,16 @@ def _has_emptied(setup: Setup, connection: psycopg.Connection[Any]) -> bool:
         return bool(found[0])
 
     try:
-        poll(is_empty, DETOUR_S, "")
+        poll(is_empty, FORWARD_DRAIN_S, "")
     except LabError:
         return False
     return True
 
 
 def _replace_copies(setup: Setup, name: str, definitions: Mapping[str, Definition]) -> bool:
-    """Have foreign leaves for the other regions on a node, in place of copies if there are any.
+    """Ensure foreign leaves for the other regions on a node, in place of copies if there are any.
 
-    The origin keeps what is not at home elsewhere yet: the cut-over is what takes that away.
+    The origin keeps the leaves of regions that are not at home elsewhere yet.
     """
     topology = setup.topology
     own = topology.nodes[name]["region"]

@@ -1,4 +1,4 @@
-"""Know that what was written on one node has arrived on others: a row that is followed there.
+"""Replication barrier: write a token on one node and wait until it is visible on the others.
 
 Waiting for pg_stat_replication's positions would take up to 10 s: an idle subscriber reports its
 own that rarely (wal_receiver_status_interval).
@@ -24,14 +24,14 @@ _WRITE = (
 
 
 def write(connection: psycopg.Connection[Any]) -> UUID:
-    """Write a marker after all that is committed so far, and return it."""
+    """Write a barrier after all that is committed so far, and return its token."""
     token = uuid4()
     connection.execute(_WRITE, (token,))
     return token
 
 
 def await_arrival(connection: psycopg.Connection[Any], token: UUID, timeout_s: float) -> bool:
-    """Wait until a marker is visible on a node; return whether it was in time."""
+    """Wait until a barrier is visible on a node; return whether it was in time."""
     row = connection.execute(
         "SELECT lab.await_marker(%s, %s)", (token, int(timeout_s * 1e3))
     ).fetchone()

@@ -1,4 +1,4 @@
-"""Have two nodes the same rows of a leaf? Counts and checksums, while customers write.
+"""Do two nodes have the same rows of a leaf? Counts and checksums, while customers write.
 
 A checksum is the sum of each row's own hash, so it goes by content and not by order; it is a
 server's work alone, and servers of one major version agree on it.

@@ -1,15 +1,15 @@
-"""The cut-over: a region's rows change their home from the origin to their own node, online.
+"""The cutover: a region's rows change their home from the origin to their own node, online.
 
 The copy on the new home is up to date to some milliseconds; what is left is to change which one is
-written to, with every write on one side or the other, and nobody held up who has nothing to do with
-it. Writers lock the parent, then the leaf, for as long as their transaction lasts. Who waits for
-the last rows with the leaf locked and then wants the parent, deadlocks with them; who locks the
-parent first, holds up the customers of all regions for a round trip. So the leaf is below a gate,
-a partitioned table of its region's alone (workload/sharding/gates.py), and one transaction is all:
+written to. Every write is on one side or the other, and customers of other regions do not wait.
+Writers lock the parent, then the leaf, for as long as their transaction lasts. A session that locks
+the leaf, waits for the last rows and then needs the parent deadlocks with writers. One that locks
+the parent first blocks every region for one round trip. So the leaf is below a gate, a partitioned
+table of its region's alone (workload/sharding/gates.py), and one transaction does it all:
 
-The gate is locked. A marker is written; the leaf is taken out and a foreign table put in its place;
-when the new home has the marker, that is committed. Who waited goes on, prepared statements
-included, and finds the foreign table. One round trip.
+The gate is locked. A barrier is written; the leaf is taken out and a foreign table put in its
+place; when the new home has the barrier, that is committed. Sessions that waited go on, prepared
+statements included, and find the foreign table. It takes one round trip.
 
 Interrupted anywhere, it goes on from what the catalogue says: before the swap nothing has happened,
 after it there is no way back.
@@ -46,15 +46,15 @@ from workload.wan import control
 WARM_UP_ROUND_TRIPS = 40
 #: Seconds to wait for the copy.
 CATCH_UP_S = 30.0
-#: Seconds to look for a moment in which nobody writes on the origin.
+#: Seconds to try for a moment without transactions on the origin.
 GATES_S = 15.0
-#: What the marker may take beyond its round trip before the try is given up.
+#: What the barrier may take beyond its round trip, in ms, before the try is given up.
 SLACK_MS = 80.0
 
 
 @dataclass(frozen=True)
 class CutOver:
-    """The receipt of one region's cut-over."""
+    """The receipt of one region's cutover."""
 
     region: str
     rtt_ms: float
@@ -132,7 +132,7 @@ def _move(
     for role in foreign.SECRETS:
         foreign.grant(new, role, region)
     foreign.grant_customers(new, leaves, customers_role)
-    # What the marker vouches for has to survive a crash of the new home.
+    # What the barrier vouches for has to survive a crash of the new home.
     new.execute("ALTER SUBSCRIPTION lab SET (synchronous_commit = 'on')")
 
     def await_arrival() -> None:
@@ -156,7 +156,7 @@ def _move(
     foreign.grant_customers(old, leaves, customers_role, staged)
     warm_up = foreign.make_warm_up(old, region, customers_role)
     passwords = {role: setup.secret(role) for role in foreign.SECRETS}
-    foreign.let_through(old, leaves, staged, passwords)
+    foreign.allow_forwarding(old, leaves, staged, passwords)
     reached("cutover.staged")
     # Nothing is locked for a link that does not work.
     old.execute(warm_up.encode())
@@ -184,7 +184,7 @@ def _warm_up(
     statement: str,
     rtt_ms: float,
 ) -> None:
-    """Have the region's customers open their sessions' connections to the new home, and wait.
+    """Ask the region's customers to open their sessions' connections to the new home, and wait.
 
     Not for long: a customer who thinks for minutes finds a cold one, and nothing worse.
     """

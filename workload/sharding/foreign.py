@@ -20,7 +20,7 @@ from workload.sharding.definition import Definition
 from workload.sharding.leaves import TABLES, Leaf
 from workload.sql import together
 
-#: The roles that others come as: the customers', who see and add, and the operator's.
+#: The roles that remote nodes log in as: for customers, who read and add, and for the operator.
 CUSTOMERS_ROLE, OPERATOR_ROLE = "foreign_customers", "foreign_operator"
 #: What customers become who must not leave home (functions.sql makes it).
 HOME_ROLE = "at_home"
@@ -48,7 +48,7 @@ ABANDONED = "60s"
 
 
 def ensure_role(connection: psycopg.Connection[Any], name: str, secret: str, region: str) -> bool:
-    """Have a role that others come as to a region's leaves; return whether anything was done."""
+    """Ensure a role that remote nodes log in as; return whether anything changed."""
     role = sql.Identifier(name)
     row = connection.execute(
         "SELECT rolpassword = %s FROM pg_authid WHERE rolname = %s", (secret, name)
@@ -110,7 +110,7 @@ def ensure_server(
     options: Mapping[str, str],
     mappings: Mapping[str, tuple[str, str]],
 ) -> bool:
-    """Have the server of a region and its user mappings; return whether anything was done.
+    """Ensure the server of a region and its user mappings; return whether anything changed.
 
     mappings: {local role: (remote role, password)}. Options that are as they should be are left
     alone: a change makes every session connect anew.
@@ -152,7 +152,7 @@ def ensure_server(
 def _map(
     connection: psycopg.Connection[Any], region: str, local: str, remote: str, password: str
 ) -> bool:
-    """Have a local role go to a region's server as a remote one; return whether it did not."""
+    """Map a local role to a remote one on a region's server; return whether that changed it."""
     name = sql.Identifier(region)
     mapping: Any = connection.execute(
         "SELECT umoptions FROM pg_user_mappings WHERE srvname = %s AND usename = %s",
@@ -172,13 +172,13 @@ def _map(
     return True
 
 
-def let_through(
+def allow_forwarding(
     connection: psycopg.Connection[Any],
     leaves: Sequence[Leaf],
     schema: str,
     passwords: Mapping[str, str],
 ) -> None:
-    """Let those who come for a region's rows go on to their new home, by foreign tables in schema.
+    """Let remote sessions that ask here for a region's rows use the foreign tables in schema.
 
     passwords: {role: password}, of SECRETS. Other nodes' servers point here for some milliseconds
     more, or until the next run where this one is killed.
@@ -193,8 +193,8 @@ def let_through(
             )
 
 
-def may_pass(connection: psycopg.Connection[Any], region: str) -> list[str]:
-    """Return the roles that may pass by here on the way to a region."""
+def forwarding_roles(connection: psycopg.Connection[Any], region: str) -> list[str]:
+    """Return the remote roles whose queries this node forwards to a region."""
     rows = connection.execute(
         "SELECT usename FROM pg_user_mappings WHERE srvname = %s AND usename = ANY(%s)",
         (region, list(SECRETS)),
@@ -202,9 +202,9 @@ def may_pass(connection: psycopg.Connection[Any], region: str) -> list[str]:
     return [role for (role,) in rows]
 
 
-def let_nobody_through(connection: psycopg.Connection[Any], region: str) -> None:
-    """Have nobody pass by here on the way to a region."""
-    for role in may_pass(connection, region):
+def revoke_forwarding(connection: psycopg.Connection[Any], region: str) -> None:
+    """Forward no query to a region any more."""
+    for role in forwarding_roles(connection, region):
         for table in TABLES:
             connection.execute(
                 sql.SQL("REVOKE ALL ON {} FROM {}").format(

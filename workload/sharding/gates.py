@@ -105,7 +105,7 @@ def put_in(leaf: Leaf, by_gate: bool) -> list[sql.Composed]:
 
 
 def put_up(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float) -> float:
-    """Have a region's leaves below gates; return the pause of all writers in ms.
+    """Put a region's leaves below gates; return the pause of all writers in ms.
 
     Raises LabError where there is no moment for it in time; nothing is changed then.
     """
@@ -126,7 +126,7 @@ def put_up(connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_
 def take_down(
     connection: psycopg.Connection[Any], leaves: Sequence[Leaf], timeout_s: float
 ) -> float:
-    """Have what is below regions' gates right below the parents; return all writers' pause in ms.
+    """Put what is below regions' gates right below the parents; return all writers' pause in ms.
 
     Raises LabError where there is no moment for it in time; nothing is changed then.
     """

@@ -169,7 +169,7 @@ def clean_statistics(connection: psycopg.Connection[Any]) -> None:
 
 
 def drop_old_wal(topology: Topology, password: str, node: str) -> None:
-    """Have a node and its standbys remove all WAL from before now; raises LabError.
+    """Remove all WAL from before now on a node and its standbys; raises LabError.
 
     wal_recycle is off in the lab: a recycled segment would keep its rows under a future name.
     """

@@ -3,8 +3,8 @@
 A subscription's own initial copy keeps up the keys row by row and copies one table a worker. Here a
 slot is made first, with an exported snapshot; the snapshot is copied by several binary COPYs, keys
 are built after, and the subscription begins where the snapshot ends (copy_data = false). New leaves
-are filled beside the old ones and take their place in one transaction, so that whoever reads there
-goes on.
+are filled beside the old ones and take their place in one transaction, so that sessions which
+read there go on.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def replicate(
     say: Say,
     why: Callable[[str], str | None] = lambda node: None,
 ) -> list[Copied]:
-    """Have each node hold copies of regions' leaves; return what was copied anew.
+    """Ensure that nodes hold copies of regions' leaves; return what was copied now.
 
     regions: {name: countries}, all; wanted: {node: regions whose leaves it copies}. A copy that is
     kept up to date is left alone. why tells what stops a node for good. Raises LabError with the
@@ -134,7 +134,7 @@ def is_at_origin(topology: Topology, password: str, region: str) -> bool:
 
 
 def narrow(topology: Topology, password: str, node: str, kept: Sequence[str]) -> bool:
-    """Have a node that copies more regions than it is to, follow those alone; return whether so.
+    """Let a node that copies more regions than it is to follow those alone; return whether so.
 
     What it holds of the others is left as it is.
     """
@@ -156,7 +156,7 @@ def narrow(topology: Topology, password: str, node: str, kept: Sequence[str]) ->
 
 
 def publish(connection: psycopg.Connection[Any], regions: Mapping[str, Sequence[str]]) -> None:
-    """Have a publication for each region's leaves, and one for the marker."""
+    """Ensure a publication for each region's leaves, and one for the barrier."""
     tables = {
         publication(region): [leaf.identifier() for leaf in leaves_of(regions, [region])]
         for region in regions
@@ -288,7 +288,7 @@ def load(
     """Make a slot and copy what its snapshot sees into leaves without keys; then build the keys.
 
     The rows take the way, all else goes to the target directly; the slot has the target's name in
-    it. The marker's row comes along. Raises LabError; the slot stays then, for who cleans up.
+    it. The barrier's row comes along. Raises LabError; the slot stays then, for the clean-up.
     """
     name = slot_name.removeprefix("lab_")
     # A slot begins when all transactions have ended that write now.
@@ -372,7 +372,7 @@ def unsubscribe(connection: psycopg.Connection[Any]) -> bool:
 
 
 def drop_slot(connection: psycopg.Connection[Any], name: str) -> bool:
-    """Drop a slot, ending whoever reads from it; return whether there was one."""
+    """Drop a slot, ending the session that reads from it; return whether there was one."""
     found = connection.execute(
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s",
         (name,),

@@ -1,12 +1,12 @@
-"""Write a region's leaves at home anew, without the bytes of rows that were deleted, online.
+"""Online rewrite of a region's leaves at home, as pg_repack does: no bytes of deleted rows stay.
 
-A deleted row stays in its page, and so it does after a VACUUM. VACUUM FULL writes the table anew
-with everybody locked out: two seconds for 330,000 customers with a million purchases. Here new
-leaves are filled beside the old ones from a snapshot, follow what changes meanwhile (capture.py),
-and take their places in one transaction, for which alone customers wait. The old ones are dropped,
-so that their files are unlinked.
+A deleted row stays in its page, and so it does after a VACUUM. VACUUM FULL rewrites the table under
+an exclusive lock: two seconds for 330,000 customers with a million purchases. Here new leaves are
+filled beside the old ones from a snapshot, follow what changes meanwhile (capture.py), and take
+their places in one transaction, for which alone customers wait. The old ones are dropped, so that
+their files are unlinked.
 
-Interrupted anywhere, the next call begins again: until the swap nobody uses the new leaves.
+Interrupted anywhere, the next call begins again: until the swap no session uses the new leaves.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Rewritten:
         """Say it."""
         how = f", by VACUUM FULL because of {self.because}" if self.because else ""
         pause = f"nobody waited longer than {self.pause_ms:,.0f} ms"
-        return f"written anew in {self.seconds:.1f} s{how}; {pause}"
+        return f"rewritten in {self.seconds:.1f} s{how}; {pause}"
 
 
 def rewrite(login: Login, regions: Mapping[str, Sequence[str]], region: str) -> Rewritten:
-    """Have no bytes of deleted rows in the files of a region's customers and purchases.
+    """Remove the bytes of deleted rows from the files of a region's customers and purchases.
 
     regions: {name: countries}. Where something on the leaves is not the lab's and would not come
     along, it is a VACUUM FULL, and customers wait for as long. Raises LabError where no moment for
@@ -90,8 +90,8 @@ def rewrite(login: Login, regions: Mapping[str, Sequence[str]], region: str) -> 
             connection.close()
             _give_up(login, region)
             raise LabError(
-                f"bytes of deleted rows are still in {region}'s files, which could not be written"
-                f" anew: {reason}; make after tries again"
+                f"bytes of deleted rows are still in {region}'s files, which could not be"
+                f" rewritten: {reason}; make after tries again"
             ) from None
     return Rewritten(time.monotonic() - started, pause_ms, because)
 
@@ -99,7 +99,7 @@ def rewrite(login: Login, regions: Mapping[str, Sequence[str]], region: str) -> 
 def _rewrite(
     connection: psycopg.Connection[Any], login: Login, old: Sequence[Leaf], new: Sequence[Leaf]
 ) -> float:
-    """Fill new leaves and have them take the old ones' places; return the pause in ms."""
+    """Fill new leaves and put them in the old ones' places; return the pause in ms."""
     region = old[0].region
     retired = RETIRED.format(region=region)
     definitions = of_leaves(connection, region)
@@ -191,7 +191,7 @@ def _bring_over(
 
 
 def _full(connection: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> float:
-    """Write leaves anew with everybody locked out; return for how many ms that was at most."""
+    """Rewrite leaves under an exclusive lock; return for how many ms at most."""
     started = time.monotonic()
     for leaf in reversed(leaves):
         connection.execute(sql.SQL("VACUUM (FULL, ANALYZE) {}").format(leaf.identifier()))
@@ -199,7 +199,7 @@ def _full(connection: psycopg.Connection[Any], leaves: Sequence[Leaf]) -> float:
 
 
 def _undo(connection: psycopg.Connection[Any], region: str, timeout_s: float) -> None:
-    """Take away what a rewrite has made but for leaves that are in their places."""
+    """Drop what a rewrite has made but for leaves that are in their places."""
     capture.disarm(connection)
     # With their triggers.
     for name in (REWRITTEN, RETIRED):
