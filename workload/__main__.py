@@ -44,6 +44,8 @@ def verify(lab: Lab, _: Namespace) -> int:
 
     topology, console = Topology.load(lab), Console()
     holds = verify.show(verify.verify(topology, password()), console)
+    for line in verify.name_shared(verify.shared_ids(topology, password())):
+        console.print(f"WARNING: {line}", markup=False, highlight=False)
     if topology.phase == "shard":
         from workload.proof import compare
 

@@ -406,8 +406,18 @@ def test_an_id_in_two_regions_is_shown_twice_and_has_a_way_out(after: LabUnderTe
         assert done.returncode == 1
         assert f"make forget CUSTOMER={key} REGION=jp" in done.stderr
     assert len(homes(after, key)) == 2
+    way_out = f"make forget CUSTOMER={key} REGION="
+    proof = after.workload("verify")
+    assert proof.returncode == 0, proof.stdout + proof.stderr
+    assert f"WARNING: customers of us and jp have one id, {key}" in " ".join(proof.stdout.split())
+    assert way_out in " ".join(proof.stdout.split())
+    status = after.workload("status")
+    assert status.returncode == 1
+    assert f"WRONG: customers of us and jp have one id, {key}" in " ".join(status.stdout.split())
     done = after.workload("forget", CUSTOMER=key, REGION="jp")
     assert done.returncode == 0, done.stdout + done.stderr
+    for command in ("verify", "status"):
+        assert "one id" not in " ".join(after.workload(command).stdout.split())
     assert homes(after, key) == [("us", 1)]
     assert after.workload("verify").returncode == 0
     assert after.workload("move", CUSTOMER=key, COUNTRY="jp").returncode == 0

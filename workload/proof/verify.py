@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
+import psycopg
 from psycopg import sql
 from rich.console import Console
 
@@ -19,9 +23,17 @@ from workload.traffic.ledger import KINDS, read
 
 #: How often each id of the ledger is in a node's own tables: a foreign table's rows are another's.
 PRESENT = """
-SELECT kind, id, count(*) AS copies FROM ({tables}) AS found (kind, id)
+SELECT kind, id, count(*) AS copies FROM ({tables}) AS present (kind, id)
 WHERE (kind, id) IN (SELECT kind, id FROM ledger) GROUP BY kind, id
 """
+#: All ids of a node's customers in ascending order, in one value: 16 bytes each.
+CUSTOMER_IDS = """
+SELECT coalesce(string_agg(uuid_send(id), ''::bytea ORDER BY id), '')
+FROM (SELECT id FROM {leaf} ORDER BY id LIMIT {limit}) AS customer
+"""
+ID_BYTES = 16
+#: Ids that are named of those that several regions have.
+NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,70 @@ def _judge(
             counts["lost"] += 1
             examples.append(key[1])
     return Verdict(table=table, **counts, examples=examples[:3])
+
+
+def shared_ids(topology: Topology, password: str) -> dict[UUID, tuple[str, ...]]:
+    """Return the ids that customers of several regions have, with these regions.
+
+    An id is unique within a region only. One that two regions have makes move, forget and find ask
+    for the region. Before phase after there is one home alone, and nothing to compare. Costs one
+    query for each primary, and 16 bytes of memory for each customer. Raises LabError where a node
+    takes no login.
+    """
+
+    def compared() -> dict[UUID, tuple[str, ...]]:
+        ids = {}
+        for node in topology.primaries():
+            with connect(topology.operator_login(node, password)) as connection:
+                ids[str(topology.nodes[node]["region"])] = customer_ids(connection)
+        return in_several_regions(ids)
+
+    shared = compared() if topology.phase == "after" else {}
+    # A customer who moves between the reads of two nodes is in both once, and not a second time.
+    return dict(shared.items() & compared().items()) if shared else {}
+
+
+def customer_ids(connection: psycopg.Connection[Any], limit: int | None = None) -> bytes:
+    """Return the ids of the customers whose home a node is, ascending, 16 bytes each.
+
+    limit: how many of them, None for all. PostgreSQL refuses a value of more than 1 GB, which is 67
+    million customers.
+    """
+    ids = b""
+    for leaf in own_tables(connection, "customer"):
+        statement = sql.SQL(CUSTOMER_IDS).format(leaf=leaf, limit=sql.Literal(limit))
+        row = connection.execute(statement, binary=True).fetchone()
+        ids += row[0] if row else b""
+    return ids
+
+
+def in_several_regions(ids: Mapping[str, bytes]) -> dict[UUID, tuple[str, ...]]:
+    """Return the ids that are in more than one of {region: what customer_ids() gives}."""
+
+    def keyed(region: str, packed: bytes) -> Iterator[tuple[bytes, str]]:
+        for start in range(0, len(packed), ID_BYTES):
+            yield packed[start : start + ID_BYTES], region
+
+    by_id = itemgetter(0)
+    merged = heapq.merge(*(keyed(region, packed) for region, packed in ids.items()), key=by_id)
+    shared = {}
+    for key, entries in itertools.groupby(merged, key=by_id):
+        regions = tuple(region for _, region in entries)
+        if len(regions) > 1:
+            shared[UUID(bytes=key)] = regions
+    return shared
+
+
+def name_shared(shared: Mapping[UUID, tuple[str, ...]]) -> Iterator[str]:
+    """Yield a line with the way out for each of the first ids that several regions have."""
+    for key, regions in itertools.islice(shared.items(), NAMED):
+        yield (
+            f"customers of {' and '.join(regions)} have one id, {key}: make find CUSTOMER={key}"
+            f" shows them; move and forget need a region, as in make forget CUSTOMER={key}"
+            f" REGION={regions[-1]}"
+        )
+    if len(shared) > NAMED:
+        yield f"{len(shared) - NAMED:,} more ids are those of customers of several regions"
 
 
 _OUTCOMES = (("E", "erased"), ("A", "acknowledged"), ("F", "refused"))

@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.resources import files
 from typing import Any
+from uuid import UUID
 
 import psutil
 import psycopg
@@ -21,6 +23,7 @@ from workload.audit import residency
 from workload.errors import LabError
 from workload.nodes import identity
 from workload.nodes.server import server_of
+from workload.proof.verify import ID_BYTES, customer_ids, in_several_regions
 from workload.schemas import GATE, OLD, TRANSITIONAL, slot
 from workload.sharding import conflicts
 from workload.sharding.conflicts import Conflict
@@ -34,6 +37,8 @@ CONNECT_S, STATEMENT_S, TIMEOUT_S = 2, 2, 5.0
 #: How often, and after how many seconds, a slot that is being read is tried again: a replica that
 #: fails at each attempt reads it for a moment of every five seconds.
 ATTEMPTS, ATTEMPT_S = 3, 0.4
+#: Customers of a region up to which ids are compared with those of other regions.
+COMPARED = 100_000
 #: Schemas that stand while rows are on their way, and no longer; gates stay until after.
 PASSING = tuple(name for name in TRANSITIONAL if name != GATE)
 
@@ -93,6 +98,8 @@ class NodeState:
     #: (region, table, relkind): r a table of this node, f a foreign one, "" where it is missing.
     leaves: Sequence[tuple[str, str, str]] = ()
     followers: Sequence[Follower] = ()
+    #: In phase after, of a primary: the ids of its customers, at most COMPARED + 1 of them.
+    customer_ids: bytes = b""
     #: Why it says nothing: down or silent, and the server's or the client's words.
     trouble: str = ""
     error: str = ""
@@ -124,6 +131,18 @@ class Status:
         """Tell whether a playbook or a move is at work just now."""
         return any(state.at_work for state in self.nodes.values())
 
+    @cached_property
+    def shared_ids(self) -> dict[UUID, tuple[str, ...]] | None:
+        """The ids of customers of several regions, None where a region has too many customers."""
+        ids = {
+            str(self.topology.nodes[name]["region"]): state.customer_ids
+            for name, state in self.nodes.items()
+            if state.customer_ids
+        }
+        if any(len(packed) > COMPARED * ID_BYTES for packed in ids.values()):
+            return None
+        return in_several_regions(ids)
+
 
 def collect(topology: Topology, password: str, timeout_s: float = TIMEOUT_S) -> Status:
     """Ask all nodes at once, and return what is known when timeout_s is over."""
@@ -132,8 +151,11 @@ def collect(topology: Topology, password: str, timeout_s: float = TIMEOUT_S) -> 
     regions = _regions(topology)
     answers: dict[str, NodeState] = {}
 
+    homes = topology.primaries() if topology.phase == "after" else []
+
     def ask(node: str) -> None:
-        answers[node] = ask_node(topology.operator_login(node, password), schemas, regions)
+        login = topology.operator_login(node, password)
+        answers[node] = ask_node(login, schemas, regions, is_home=node in homes)
 
     # Daemons: one that is stuck must not keep this process from ending.
     threads = [threading.Thread(target=ask, args=(node,), daemon=True) for node in topology.nodes]
@@ -173,8 +195,13 @@ def _lost_data(topology: Topology) -> dict[str, str]:
     return lost
 
 
-def ask_node(login: Login, schemas: Sequence[str], regions: Sequence[str]) -> NodeState:
-    """Ask one node; what keeps it from answering is part of the answer."""
+def ask_node(
+    login: Login, schemas: Sequence[str], regions: Sequence[str], is_home: bool = False
+) -> NodeState:
+    """Ask one node; what keeps it from answering is part of the answer.
+
+    is_home: whether the ids of its customers are to be compared with those of other regions.
+    """
     try:
         with psycopg.connect(
             login.conninfo(),
@@ -182,7 +209,7 @@ def ask_node(login: Login, schemas: Sequence[str], regions: Sequence[str]) -> No
             connect_timeout=CONNECT_S,
             options=f"-c statement_timeout={STATEMENT_S * 1000}",
         ) as connection:
-            return _ask(connection, schemas, regions)
+            return _ask(connection, schemas, regions, is_home)
     except psycopg.Error as error:
         text = " ".join(str(error).split())
         if "password authentication failed" in text:
@@ -194,7 +221,10 @@ def ask_node(login: Login, schemas: Sequence[str], regions: Sequence[str]) -> No
 
 
 def _ask(
-    connection: psycopg.Connection[Any], schemas: Sequence[str], regions: Sequence[str]
+    connection: psycopg.Connection[Any],
+    schemas: Sequence[str],
+    regions: Sequence[str],
+    is_home: bool,
 ) -> NodeState:
     def rows(statement: str, *values: Any) -> list[Any]:
         return connection.execute(statement.encode(), values or None).fetchall()
@@ -217,6 +247,7 @@ def _ask(
         else [Subscription(*row) for row in rows(_text("subscriptions"))],
         followers=[] if in_recovery else [Follower(*row) for row in rows(_text("followers"))],
         leaves=[tuple(row) for row in rows(_text("leaves"), list(regions))],
+        customer_ids=customer_ids(connection, COMPARED + 1) if is_home else b"",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from workload.operations.status.collect import CONNECT_S, Follower, NodeState, Status
 from workload.output import size
+from workload.proof.verify import name_shared
 from workload.schemas import slot
 from workload.topology import Topology
 from workload.wan.config import Config
@@ -44,6 +45,8 @@ def problems(status: Status) -> Iterable[str]:
             link = link_state(status.wan, start, end)
             if link != "up":
                 yield f"link {start}-{end} is {link}: make wan LINK={start}-{end} STATE=up"
+    if not status.at_work:  # A customer who is being moved may have been read on both nodes.
+        yield from name_shared(status.shared_ids or {})
     yield from status.unreadable
     if topology.phase == "after":
         for entry in status.audits:

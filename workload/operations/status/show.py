@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from workload.operations.status.collect import Status
+from workload.operations.status.collect import COMPARED, Status
 from workload.operations.status.diagnose import follower_of, link_state, moment, problems, source_of
 from workload.output import size, table
 from workload.wan.config import Config
@@ -24,6 +24,12 @@ def show(status: Status, console: Console) -> bool:
     if status.wan is not None:
         _show_links(status, status.wan, console)
     _show_audits(status, console)
+    if status.shared_ids is None:
+        console.print(
+            f"Ids of customers: not compared, since a region has more than {COMPARED:,}; make"
+            " verify compares them",
+            highlight=False,
+        )
     lines = list(problems(status))
     for line in lines:
         console.print(f"WRONG: {line}", markup=False, highlight=False)
