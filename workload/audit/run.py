@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import secrets
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from workload.audit import canaries, control, controller, logical, report, residency, sample
 from workload.audit.canaries import Canary
-from workload.audit.logical import Regions, Shown
+from workload.audit.logical import Owners, Regions, Shown
 from workload.audit.places import FILES, Place, Where
 from workload.audit.residency import NodeFinds, Residency
 from workload.audit.sample import Bound, Customer
@@ -75,17 +76,17 @@ def audit(topology: Topology, password: str, size: int | None = None) -> Residen
         }
     _check_control(own, scans, where)
     _check_home(topology, planted, scans)
-    values = {v for node in shown.values() for some in node.values.values() for v in some}
-    # Whoever is in the sample and was found may be a customer of the node's region too.
-    values.update(
+    # A customer of the sample who is on a node may be a customer of the node's region too.
+    sampled = sorted(
         value
         for scanned in scans.values()
         for some in scanned.sampled.values()
         for customer in some
         for value in customer.hashes(salt)
     )
+    values = [hashes for each in shown.values() for hashes in each.values.values()]
     primaries = [logins[node] for node in topology.primaries() if node in logins]
-    whose = logical.owners(primaries, values, regions, planted, salt)
+    whose = logical.owners(primaries, [*values, array("Q", sampled)], regions, planted, salt)
     for node, find in finds.items():
         _fill(find, scans[node], shown.get(node), whose)
         _fill_sample(find, scans[node], strangers[node], drawn, whose, salt)
@@ -118,9 +119,7 @@ def _reachable(topology: Topology, password: str) -> tuple[dict[str, Login], dic
     return logins, silent
 
 
-def _fill(
-    find: NodeFinds, scanned: Scan, shown: Shown | None, whose: Mapping[int, set[str]]
-) -> None:
+def _fill(find: NodeFinds, scanned: Scan, shown: Shown | None, whose: Owners) -> None:
     """Enter what was found on a node.
 
     In statistics the same value may be seen by SQL and in the file: the larger count stands, since
@@ -175,7 +174,7 @@ def _fill_sample(
     scanned: Scan,
     strangers: Sequence[Customer],
     drawn: Mapping[str, tuple[Sequence[Customer], int]],
-    whose: Mapping[int, set[str]],
+    whose: Owners,
     salt: str,
 ) -> None:
     """Enter which customers of the sample were found in a node's files."""
