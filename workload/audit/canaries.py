@@ -1,7 +1,9 @@
-"""Canaries: customers of each region that are found again in a node's raw files.
+"""Canaries: test customers of each region whose copies the audit finds in a node's raw files.
 
-They sign up and buy as any other customer does. What tells them apart is their e-mail and their
-ids, which occur nowhere else and do not compress.
+A canary is a customer that the lab signs up, with one purchase, as any other customer does. Its
+e-mail begins with a marker of random letters, which do not compress; the marker and its ids occur
+nowhere else. A trace is a copy of a canary's marker or of one of its ids in a file, also in a row
+that is deleted.
 """
 
 from __future__ import annotations
@@ -28,20 +30,20 @@ GENERATION = 2
 #: No hexadecimal digit is among them, so no customer's e-mail or id looks like a part of a marker.
 LETTERS = "ghijklmnopqrstuvwxyz"
 MARKER_LENGTH = 32
-#: pglz puts a control byte before every eight items, so eight letters in a row is all that is sure
-#: to be left of a marker in a compressed value.
+#: pglz puts a control byte before every eight items, so a compressed value keeps eight letters of a
+#: marker in a row, and not always more.
 WINDOW = 8
 #: The first bytes of canaries' ids. Patterns that begin alike are searched for at four times the
 #: rate of patterns that do not, and these bytes are rare in PostgreSQL's files.
 ID_PREFIX = bytes.fromhex("fb97e3b5")
 
-#: What a pattern is a trace of: all of a marker, a part of it, an id in 16 bytes or in 36 letters.
+#: What a pattern matches: a whole marker, eight letters of one, an id as 16 bytes or as text.
 Kind = Literal["marker", "window", "id", "id_text"]
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A customer with a marker, and a purchase; region is "" for an audit's own control."""
+    """A customer with a marker, and a purchase; region is "" for an audit's control."""
 
     region: str
     country: str
@@ -59,20 +61,19 @@ class Canary:
 
     def patterns(self) -> dict[bytes, Kind]:
         """Return all byte strings that are a trace of this canary in a file."""
-        found: dict[bytes, Kind] = dict.fromkeys(windows(self.marker), "window")
-        found[self.marker.encode()] = "marker"
+        kinds: dict[bytes, Kind] = dict.fromkeys(windows(self.marker), "window")
+        kinds[self.marker.encode()] = "marker"
         for key in (self.id, self.purchase):
-            found[UUID(key).bytes] = "id"
-            found[key.encode()] = "id_text"
-        return found
+            kinds[UUID(key).bytes] = "id"
+            kinds[key.encode()] = "id_text"
+        return kinds
 
 
 def windows(marker: str) -> list[bytes]:
-    """Return all parts of a marker that have eight letters.
+    """Return all runs of eight letters of a marker.
 
-    Eight of them would do for a marker whose letters pglz all keeps: one of the first eight windows
-    is between two control bytes. Where it finds three letters in what it saw before, it refers to
-    them instead, and a later window is whole.
+    Where pglz keeps every letter, one of the first eight runs is between two control bytes. Where
+    three letters occurred before, pglz writes a reference instead, and a later run is whole.
     """
     text = marker.encode()
     return [text[start : start + WINDOW] for start in range(len(text) - WINDOW + 1)]
@@ -92,7 +93,7 @@ def new_id() -> str:
 
 
 def new_canary(region: str, country: str, phase: str) -> Canary:
-    """Return a canary that nobody has planted yet."""
+    """Return a canary that is not planted yet."""
     return Canary(region, country, phase, new_marker(), new_id(), new_id())
 
 
@@ -111,8 +112,8 @@ def load(lab: Lab) -> list[Canary]:
         return [Canary(**entry) for entry in read_json(path).get("canaries", [])]
     except TypeError as error:
         raise LabError(
-            f"{path} is not as the audit writes it ({error}): without it nothing tells whose the"
-            " canaries in the files are; make teardown starts afresh"
+            f"{path} is not as the audit writes it ({error}): without it the audit cannot tell"
+            " which region a canary in a file is of; make teardown starts afresh"
         ) from error
 
 
@@ -126,40 +127,40 @@ def save(lab: Lab, canaries: Sequence[Canary]) -> None:
 
 
 def plant(lab: Lab, topology: Topology) -> list[Canary]:
-    """Have this phase's canaries of every region that trades; return those of all phases.
+    """Ensure this phase's canaries of every region that trades; return those of all phases.
 
-    They are written down before they are planted, so none is ever forgotten, and a second run
-    plants what a killed one had not. Raises LabError where a region's primary takes no writes.
+    canaries.json lists them before they are planted, so that a second run plants those that a
+    killed run did not. Raises LabError where a region's primary takes no writes.
     """
     with locked(lab.home):
         return _plant(lab, topology)
 
 
 def _plant(lab: Lab, topology: Topology) -> list[Canary]:
-    found = load(lab)
+    canaries = load(lab)
     for region in topology.regions:
-        own = [c for c in found if (c.region, c.phase) == (region.name, topology.phase)]
-        found += [
+        existing = [c for c in canaries if (c.region, c.phase) == (region.name, topology.phase)]
+        canaries += [
             new_canary(region.name, region.countries[0], topology.phase)
-            for _ in range(GENERATION - len(own))
+            for _ in range(GENERATION - len(existing))
         ]
-    if all(canary.planted for canary in found):
-        return found
-    save(lab, found)
+    if all(canary.planted for canary in canaries):
+        return canaries
+    save(lab, canaries)
     for region in topology.regions:
-        new = [c for c in found if c.region == region.name and not c.planted]
+        new = [c for c in canaries if c.region == region.name and not c.planted]
         if new:
             _sign_up(topology, region, new)
-            found = [replace(c, planted=True) if c in new else c for c in found]
-            save(lab, found)
-    return found
+            canaries = [replace(c, planted=True) if c in new else c for c in canaries]
+            save(lab, canaries)
+    return canaries
 
 
 def _sign_up(topology: Topology, region: Region, canaries: Sequence[Canary]) -> None:
-    """Insert a region's canaries as its customers do, from where they are."""
+    """Insert a region's canaries by the login and the address that its customers use."""
     customer, purchase = statements(topology.phase)
     login = topology.customers_login(region)
-    # A canary need not outlive its primary, so it does not wait for a standby that may be away.
+    # A canary may be lost with its primary, so its commit does not wait for a standby.
     options = "-c synchronous_commit=local -c statement_timeout=10s"
     try:
         with psycopg.connect(
@@ -175,7 +176,7 @@ def _sign_up(topology: Topology, region: Region, canaries: Sequence[Canary]) -> 
                     try:
                         connection.execute(statement, row)
                     except errors.UniqueViolation:
-                        continue  # A killed run has planted it.
+                        continue  # A killed run planted it.
     except psycopg.Error as error:
         raise LabError(
             f"no canary of region {region.name} can be planted on {region.node}"

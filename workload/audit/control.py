@@ -1,7 +1,7 @@
-"""The audit's test of itself: a marker that every place of every running node must show.
+"""The audit's control: a canary that the scan must find in every place of every running node.
 
-PostgreSQL itself puts it there, in the ways in which customers' data gets there: a table and its
-statistics, a WAL record, a line of the log, a cursor that spills to a temporary file.
+PostgreSQL itself writes it there, as it writes customers' data: to a table and its statistics, a
+WAL record, a line of the log, and a temporary file that a cursor spills to.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from workload.sql import Login, connect, describe
 REPLAY_S = 30
 ROWS = 400
 
-#: What must be found in each place: every kind of pattern is put to the test.
+#: What the scan must find in each place: together these are all kinds of patterns.
 EXPECTED: Mapping[Where, tuple[frozenset[Kind], ...]] = {
     "heap": (frozenset({"marker"}), frozenset({"id"})),
     "wal": (frozenset({"marker"}), frozenset({"id_text"})),
-    # pg_statistic is compressed, which leaves parts of a marker; by lz4, all of it.
+    # pg_statistic is compressed: pglz keeps parts of a marker, lz4 all of it.
     "statistics": (frozenset({"window", "marker"}),),
     "log": (frozenset({"marker"}), frozenset({"id_text"})),
     "temp": (frozenset({"marker"}),),
@@ -48,12 +48,12 @@ SETTINGS = (
 
 @contextlib.contextmanager
 def shown(logins: Mapping[str, Login]) -> Iterator[tuple[Canary, dict[str, tuple[Where, ...]]]]:
-    """Show a new control to all places of the nodes; yield it, and the places of each node.
+    """Write a new control to all places of the nodes; yield it, and the places of each node.
 
-    The temporary files live as long as the context does; in the end nothing of the control is left
-    that SQL shows. After this all that was committed before is in the nodes' files, by a
-    checkpoint. A standby that no primary here feeds has the control in its log and its temporary
-    files alone. Raises LabError where a node does not do its part.
+    The temporary files live as long as the context does; at its end no table has the control. A
+    checkpoint writes all that was committed before to the nodes' files. A standby that streams from
+    no primary of the lab has the control in its log and its temporary files alone. Raises LabError
+    where a node fails.
     """
     control = new_canary("", "", "")
     with contextlib.ExitStack() as stack:
@@ -71,13 +71,13 @@ def shown(logins: Mapping[str, Login]) -> Iterator[tuple[Canary, dict[str, tuple
             (standbys if follows else writable)[node] = connection
         for node, connection in writable.items():
             with _naming(node):
-                # One audit at a time: they would drop each other's table.
+                # One audit at a time: two would drop each other's table.
                 connection.execute("SELECT pg_advisory_lock(hashtext('geo-sharding-lab audit'))")
                 stack.callback(_forget, connection)
                 _store(connection, control)
         for node, connection in (writable | standbys).items():
             with _naming(node):
-                _say_and_spill(connection, control)
+                _log_and_spill(connection, control)
         written: dict[object, str] = {}
         for node, connection in writable.items():
             with _naming(node):
@@ -88,7 +88,7 @@ def shown(logins: Mapping[str, Login]) -> Iterator[tuple[Canary, dict[str, tuple
             with _naming(node):
                 cluster = _value(connection, "SELECT system_identifier FROM pg_control_system()")
                 where[node] = ("log", "temp")
-                # Of two primaries of one cluster, one was promoted away from the other.
+                # After a promotion two primaries are of one cluster: a standby may follow neither.
                 if cluster in written and _streams(connection):
                     _await_replay(node, connection, written[cluster])
                     where[node] = FILES
@@ -98,17 +98,19 @@ def shown(logins: Mapping[str, Login]) -> Iterator[tuple[Canary, dict[str, tuple
 
 
 def missing(control: Canary, scan: Scan, where: tuple[Where, ...]) -> list[Where]:
-    """Return the places of a node in which the control was to be found and was not."""
-    found = scan.kinds.get(control.marker, set())
+    """Return the places of a node in which the scan should have found the control and did not."""
+    kinds_by_place = scan.kinds.get(control.marker, set())
     return [
         place
         for place in where
-        if not all(any((place, kind) in found for kind in kinds) for kinds in EXPECTED[place])
+        if not all(
+            any((place, kind) in kinds_by_place for kind in kinds) for kinds in EXPECTED[place]
+        )
     ]
 
 
 def _store(connection: psycopg.Connection[Any], control: Canary) -> None:
-    """Have the control in a table and in its statistics."""
+    """Write the control to a table and to its statistics."""
     schema = sql.Identifier(OWN_SCHEMA)
     schemas.drop(connection, OWN_SCHEMA, ["control"])
     with connection.transaction():
@@ -132,8 +134,8 @@ def _forget(connection: psycopg.Connection[Any]) -> None:
         schemas.drop(connection, OWN_SCHEMA, ["control"])
 
 
-def _say_and_spill(connection: psycopg.Connection[Any], control: Canary) -> None:
-    """Have the control in the server's log, and in a temporary file until the session ends."""
+def _log_and_spill(connection: psycopg.Connection[Any], control: Canary) -> None:
+    """Write the control to the server's log, and to a temporary file that the session keeps."""
     connection.execute(
         sql.SQL("DO $$ BEGIN RAISE LOG 'residency audit, control: % %', {}, {}; END $$").format(
             sql.Literal(control.marker), sql.Literal(control.id)
@@ -148,10 +150,10 @@ def _say_and_spill(connection: psycopg.Connection[Any], control: Canary) -> None
 
 
 def _write_wal(connection: psycopg.Connection[Any], control: Canary) -> str:
-    """Make a checkpoint, then have the control in the WAL; return the WAL's end."""
-    # In this order: a checkpoint may remove the WAL before it.
+    """Make a checkpoint, then write the control to the WAL; return the WAL's end."""
+    # In this order: a checkpoint may remove older WAL.
     connection.execute("CHECKPOINT")
-    # More than once: a page's end may part one of them.
+    # Several times: a page boundary may split one of them.
     text = f"{control.marker} {control.id} " * 4
     connection.execute("SELECT pg_logical_emit_message(true, 'lab_audit', %s)", (text,))
     return str(_value(connection, "SELECT pg_current_wal_lsn()"))
@@ -182,4 +184,6 @@ def _naming(node: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise LabError(f"{node}: the audit's control cannot be shown: {describe(error)}") from error
+        raise LabError(
+            f"{node}: the audit's control cannot be written: {describe(error)}"
+        ) from error

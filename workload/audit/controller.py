@@ -14,8 +14,8 @@ from workload.audit.sample import Customer
 from workload.errors import LabError
 from workload.lab import Lab
 
-#: What each entry of the state folder may hold of customers, and why. Anything else may hold none;
-#: an e-mail may stand in none of them.
+#: What each entry of the state folder may hold of customers, and why. No other entry may hold
+#: anything of them, and no entry an e-mail of a person.
 MAY_HOLD = {
     "ledger": "ids of customers and purchases, by which make verify tells what was acknowledged",
     "canaries.json": "e-mails and ids of canaries, who are no people",
@@ -32,7 +32,7 @@ TOKEN = re.compile(
 
 @dataclass
 class Controller:
-    """What was read and found; customers of the sample by file."""
+    """What was read, and how many customers of the sample each file has."""
 
     files: int = 0
     read: int = 0
@@ -52,11 +52,11 @@ class Controller:
 
 
 def read(lab: Lab, sample: Collection[Customer]) -> Controller:
-    """Look for the sample's e-mails and ids in all files of the state folder.
+    """Search all files of the state folder for the sample's e-mails and ids.
 
     Raises LabError where one cannot be read.
     """
-    found = Controller()
+    result = Controller()
     emails = {customer.email.encode() for customer in sample if customer.email}
     ids = {customer.id.encode() for customer in sample}
     for folder, folders, names in os.walk(lab.home):
@@ -65,28 +65,28 @@ def read(lab: Lab, sample: Collection[Customer]) -> Controller:
         for name in names:
             path = Path(folder, name)
             if not path.is_file():
-                continue  # A socket, or gone meanwhile.
+                continue  # A socket, or removed since.
             try:
-                _read(found, path, str(path.relative_to(lab.home)), emails, ids)
+                _read(result, path, str(path.relative_to(lab.home)), emails, ids)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise LabError(
-                    f"controller: {path} cannot be read ({error.strerror}): the audit would not be"
-                    " whole; mend or remove it"
+                    f"controller: {path} cannot be read ({error.strerror}): without it the audit"
+                    " proves nothing; repair or remove it"
                 ) from error
-    return found
+    return result
 
 
 def _read(
-    found: Controller, path: Path, name: str, emails: Collection[bytes], ids: Collection[bytes]
+    result: Controller, path: Path, name: str, emails: Collection[bytes], ids: Collection[bytes]
 ) -> None:
-    found.files += 1
+    result.files += 1
     may_hold_ids = name.partition("/")[0] in MAY_HOLD
     with path.open("rb") as file:
         rest = b""
         while chunk := file.read(CHUNK):
-            found.read += len(chunk)
+            result.read += len(chunk)
             text = rest + chunk
             rest = text[-OVERLAP:]
             # The ledger is large and has no @ at all.
@@ -94,6 +94,6 @@ def _read(
                 continue
             tokens = {token.rstrip(b".!?") for token in TOKEN.findall(text)}
             if hits := len(tokens & emails):  # type: ignore[operator]
-                found.emails[name] += hits
+                result.emails[name] += hits
             if not may_hold_ids and (hits := len(tokens & ids)):  # type: ignore[operator]
-                found.ids[name] += hits
+                result.ids[name] += hits

@@ -1,7 +1,7 @@
 """What SQL shows of each region on a node: rows of tables, and values of tables and statistics.
 
-Rows are told by their country. Values are compared as salted hashes, which each server computes of
-its own: no node is sent another's e-mails, so none can keep them in its log or in its files.
+A row's country tells its region. Values are compared as salted hashes, which each server computes
+itself: no node receives another node's e-mails, so none can keep them in its log or its files.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from workload.errors import LabError
 from workload.sql import Login, connect, describe
 from workload.topology import PHASES, Topology
 
-#: The schema of the audit's own control table, which is nobody's data.
+#: The schema of the audit's control table, which is no customer's data.
 OWN_SCHEMA = "lab_audit"
 #: The region of rows whose country no region serves.
 UNKNOWN = "unknown"
-#: The lab's own tables, at home or as partitions: their rows are told by their country.
+#: The lab's own tables, at home or as partitions: a country tells the region of each row.
 LAB_TABLES = ("customer", "purchase", "test")
 UUID_TEXT = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-#: An e-mail or an id within a longer text. An e-mail that has one of the characters that part
-#: them here is found as a whole value alone.
+#: An e-mail or an id within a longer text. An e-mail with one of the separators used here is
+#: recognised as a whole value alone.
 WITHIN = r"""[^][:space:]"'`<>(),;:=/|&\\{}[]+@[^][:space:]"'`<>(),;:=/|&\\{}@[]+|""" + UUID_TEXT
 RELATION_FILE = re.compile(
     r"(?:base|pg_tblspc/(?P<space>\d+)/[^/]+)/(?P<db>\d+)/(?P<node>\d+)(?:_[a-z]+)?(?:\.\d+)?"
@@ -58,8 +58,8 @@ class Table:
     size: int = 0
     #: The schema of the partitioned table that it is a part of.
     root_schema: str | None = None
-    #: The countries of its rows come from another one's: its own column, the other's schema, name
-    #: and column.
+    #: Of a table without countries: its column that refers to another table, and that table's
+    #: schema, name and column.
     through: tuple[str, str, str, str] | None = None
 
     @property
@@ -81,7 +81,7 @@ class Table:
 
 @dataclass
 class Shown:
-    """What a node shows by SQL."""
+    """What SQL shows on a node."""
 
     #: Rows by region.
     rows: Counter[str] = field(default_factory=Counter)
@@ -98,14 +98,14 @@ class Shown:
 
 
 class Regions:
-    """Whose a country is."""
+    """Which region serves a country."""
 
     def __init__(self, topology: Topology) -> None:
         """Read the regions' countries."""
         self._by_country = {
             country: region.name for region in topology.regions for country in region.countries
         }
-        #: Whose a customer without a country is, before customers have one.
+        #: The region of customers without a country, in phases in which they have none.
         self.without = (
             topology.origin()
             if PHASES.index(topology.phase) < PHASES.index("expand_world")
@@ -120,7 +120,7 @@ class Regions:
 def hash_of(value: str, salt: str) -> int:
     """Return what hash_in() makes of a value on a server: 64 bits.
 
-    Of a million customers and a million other values, two would be alike in one of ten million
+    Among a million customers and a million other values, two hashes are equal in one of ten million
     audits.
     """
     lowered = "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in value)
@@ -129,7 +129,7 @@ def hash_of(value: str, salt: str) -> int:
 
 
 def hash_in(value: sql.Composable, salt: str) -> sql.Composed:
-    """Return the expression of a value's hash, in 16 hexadecimal digits; letters' case is one."""
+    """Return the expression of a value's hash, 16 hexadecimal digits; case does not matter."""
     return sql.SQL('left(md5({} || lower({} COLLATE "C")), 16)').format(sql.Literal(salt), value)
 
 
@@ -277,7 +277,7 @@ def _counted(
     Customers have an e-mail and a country; before they have a country, all are the origin's. A
     table with countries and no customers is reference data, such as a list of countries' names.
     """
-    found = {
+    counted = {
         oid: table
         for oid, table in tables.items()
         if ("email" in table.columns and ("country" in table.columns or regions.without))
@@ -287,16 +287,16 @@ def _counted(
     grown = True
     while grown:
         grown = False
-        for child, own, parent, other in references:
-            if child not in tables or child in found or parent not in found:
+        for child, column, parent, target_column in references:
+            if child not in tables or child in counted or parent not in counted:
                 continue
-            table, target = tables[child], found[parent]
+            table, target = tables[child], counted[parent]
             if "country" in table.columns:
-                found[child], grown = table, True
+                counted[child], grown = table, True
             elif target.through is None:
-                through = (str(own), target.schema, target.name, str(other))
-                found[child], grown = replace(table, through=through), True
-    return found
+                through = (str(column), target.schema, target.name, str(target_column))
+                counted[child], grown = replace(table, through=through), True
+    return counted
 
 
 def _source(table: Table) -> tuple[sql.Composable, sql.Composable]:
@@ -306,11 +306,11 @@ def _source(table: Table) -> tuple[sql.Composable, sql.Composable]:
         return source, sql.SQL("t.country::text")
     if table.through is None:
         return source, sql.SQL("NULL::text")
-    own, schema, name, other = table.through
+    column, schema, name, target_column = table.through
     joined = sql.SQL("{} LEFT JOIN {} AS parent ON parent.{} = t.{}").format(
-        source, sql.Identifier(schema, name), sql.Identifier(other), sql.Identifier(own)
+        source, sql.Identifier(schema, name), sql.Identifier(target_column), sql.Identifier(column)
     )
-    # Of the parent's as a row: it has no such column before customers have a country.
+    # By JSON: the parent has no such column before customers have a country.
     return joined, sql.SQL("to_jsonb(parent) ->> 'country'")
 
 

@@ -13,8 +13,8 @@ Where = Literal["logical", "heap", "wal", "statistics", "log", "temp"]
 FILES: tuple[Where, ...] = ("heap", "wal", "statistics", "log", "temp")
 WHERES: tuple[Where, ...] = ("logical", *FILES)
 
-#: pg_statistic and pg_statistic_ext_data, with their toast tables and indexes: what their files are
-#: called until a VACUUM FULL writes them anew, in every database.
+#: pg_statistic and pg_statistic_ext_data, with their toast tables and indexes: the names of their
+#: files in every database, until a VACUUM FULL gives them others.
 STATISTICS_FILES = frozenset({"2619", "2696", "2840", "2841", "3429", "3430", "3431", "3433"})
 
 #: A second segment (".1") and a fork ("_fsm") belong to their relation.
@@ -62,8 +62,8 @@ def classify(path: str, statistics: Collection[str] = ()) -> Where:
     """Return the place that a file is.
 
     path: relative to the data directory, or absolute for a file beside it, which is the server's
-    log; statistics: paths of statistics' files as pg_relation_filepath() gives them. What is no
-    other place is heap: tables and indexes, and all that a later version may add.
+    log; statistics: paths of statistics' files as pg_relation_filepath() gives them. Every other
+    file is heap: tables and indexes, and what a later version may add.
     """
     if path.startswith("/"):
         return "log"
@@ -75,9 +75,9 @@ def classify(path: str, statistics: Collection[str] = ()) -> Where:
         return "log"  # pg_rewind's own.
     if TEMPORARY.search(path):
         return "temp"
-    if found := RELATION.fullmatch(path):
-        relation = path[: found.end(1)]
-        # No relation of a user's has a number this low.
-        if found[1] in STATISTICS_FILES or relation in statistics:
+    if matched := RELATION.fullmatch(path):
+        relation = path[: matched.end(1)]
+        # No relation of a user has a number this low.
+        if matched[1] in STATISTICS_FILES or relation in statistics:
             return "statistics"
     return "heap"

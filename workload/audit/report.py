@@ -28,7 +28,7 @@ def show(residency: Residency, console: Console) -> None:
         title="Where each region's data is",
         title_justify="left",
         box=SIMPLE_HEAD,
-        # With Rich's own padding six figures beside each other would not fit.
+        # Six columns of figures do not fit with Rich's padding.
         padding=(0, 0),
         show_edge=False,
     )
@@ -43,9 +43,9 @@ def show(residency: Residency, console: Console) -> None:
     _say(
         console,
         "logical: rows and values that SQL shows; statistics: values that SQL shows, or traces of"
-        " canaries; elsewhere: traces of canaries, and customers of the sample. A canary is a"
-        " customer that the lab has signed up in order to find it again; a trace is a copy of its"
-        f" e-mail or of an id, also in rows that are deleted.{marked}",
+        " canaries; elsewhere: traces of canaries, and customers of the sample. A canary is a test"
+        " customer that the lab signs up; a trace is a copy of its e-mail or of an id, also in rows"
+        f" that are deleted.{marked}",
     )
     for node in residency.nodes:
         for line in violations(node):
@@ -66,7 +66,7 @@ def show(residency: Residency, console: Console) -> None:
 
 
 def violations(node: NodeFinds) -> Iterable[str]:
-    """Yield a line for each region that is where it does not belong."""
+    """Yield a line for each region whose data is on a node that is not its home."""
     for region, places in node.foreign().items():
         unknown = region == "unknown"
         whose = "whose country no region serves" if unknown else f"of {region}"
@@ -82,16 +82,16 @@ def violations(node: NodeFinds) -> Iterable[str]:
 
 
 def places(node: NodeFinds) -> Iterable[str]:
-    """Yield a line for each of the first places where other regions' things are on a node."""
-    found = node.foreign_places()
-    for place in found[:FEW]:
+    """Yield a line for each of the first places with data of other regions on a node."""
+    foreign = node.foreign_places()
+    for place in foreign[:FEW]:
         yield f"  {place.region}: {_where(place)}"
-    if len(found) > FEW:
-        yield f"  and {len(found) - FEW:,} more places (reports/residency.json)"
+    if len(foreign) > FEW:
+        yield f"  and {len(foreign) - FEW:,} more places (reports/residency.json)"
 
 
 def controllers(residency: Residency) -> Iterable[str]:
-    """Yield what the controller's state folder holds, a violation first."""
+    """Yield what the controller's state folder holds, violations first."""
     controller = residency.controller
     for file, hits in list(controller.emails.items())[:FEW]:
         yield f"VIOLATED: controller holds {_count(hits, 'e-mail')} of customers: {printable(file)}"
@@ -109,7 +109,7 @@ def controllers(residency: Residency) -> Iterable[str]:
 
 
 def bounds(residency: Residency) -> Iterable[str]:
-    """Yield what the sample bounds, a line for each region, and what was not in it."""
+    """Yield the sample's bound for each region, and what the sample leaves out."""
     by_region: dict[str, list[tuple[str, Bound]]] = {}
     for node in residency.nodes:
         for bound in node.bounds:
@@ -131,7 +131,7 @@ def bounds(residency: Residency) -> Iterable[str]:
         if one.without_email:
             yield (
                 f"  {_count(one.without_email, 'e-mail')} of them shorter than {SHORTEST} or longer"
-                f" than {LONGEST} bytes, or with line feeds: those are looked for by SQL alone."
+                f" than {LONGEST} bytes, or with line feeds: SQL alone searches for those."
             )
     if by_region:
         few = min(AS_BYTES, *(some[0][1].sampled for some in by_region.values()))
@@ -155,7 +155,7 @@ def _where(place: Place) -> str:
     table = ".".join(part for part in (place.database, place.schema, place.table) if part)
     if place.where == "log":
         kind = f", {place.severity}" if place.severity else ""
-        # Whoever may connect can write to it: RAISE LOG, or a login's name.
+        # Every role that may connect can write to the log: by RAISE LOG, or by a login's name.
         return (
             f"{_count(place.hits, 'trace')} in log, {printable(place.file)}, line {place.line:,}"
             f"{kind}: words that a session wrote"
@@ -177,14 +177,14 @@ def _count(count: int, what: str) -> str:
 
 
 def _percent(value: float) -> str:
-    """Return a share in per cent with two figures, rounded up: a bound stays one."""
+    """Return a share in per cent with two figures, rounded up so that it stays an upper bound."""
     percent = value * 100
     digits = 0 if percent >= 10 else 1 if percent >= 0.1 else 3
     return f"{math.ceil(percent * 10**digits) / 10**digits:.{digits}f}"
 
 
 def basis(residency: Residency) -> Iterable[str]:
-    """Yield what was read, at which rate, and what was not."""
+    """Yield what was read and at which rate, and what was not read."""
     read: Counter[Where] = Counter()
     for node in residency.nodes:
         read.update(node.read)
@@ -205,13 +205,13 @@ def basis(residency: Residency) -> Iterable[str]:
         if node.unproved:
             yield (
                 f"Not proved on {node.node}: that the audit would have found something in"
-                f" {', '.join(node.unproved)}; no control could be shown there."
+                f" {', '.join(node.unproved)}; no control could be written there."
             )
     yield f"Not read: {'; '.join(NOT_READ)}."
 
 
 def _cell(node: NodeFinds, where: Where) -> Text:
-    """Return a place's hits by region, a line each, those of other regions marked."""
+    """Return a place's hits, one line for each region; ! marks other regions."""
     hits: Mapping[str, int] = {
         region: count for (region, place), count in sorted(node.found.items()) if place == where
     }

@@ -23,7 +23,7 @@ NOT_READ = (
 )
 
 
-#: Places of a node that residency.json has.
+#: Places that residency.json lists for a node.
 PLACES = 100
 
 
@@ -40,9 +40,9 @@ class NodeFinds:
     seconds: float = 0.0
     vanished: int = 0
     not_read: list[str] = field(default_factory=list)
-    #: The places that were read without a test of whether the audit would have found anything.
+    #: The places in which the audit wrote no control, so that it cannot prove that it reads them.
     unproved: list[Where] = field(default_factory=list)
-    #: Where in a place it is, of all regions; entry() and the report have the foreign ones.
+    #: Files and columns, of all regions; entry() and the report list those of other regions.
     places: list[Place] = field(default_factory=list)
     #: What the sample says of each other region.
     bounds: list[Bound] = field(default_factory=list)
@@ -50,21 +50,21 @@ class NodeFinds:
     large: list[tuple[str, int]] = field(default_factory=list)
 
     def rank(self, region: str) -> tuple[bool, bool, str]:
-        """Order the regions that a value is of: its node's own first, an unknown one last."""
+        """Return a sort key of a value's regions: the node's own first, an unknown one last."""
         return region != self.home_region, region == "unknown", region
 
     def foreign_places(self) -> list[Place]:
-        """Return where the things of other regions are, in the order of the matrix."""
+        """Return the places with data of other regions, in the order of the matrix."""
         foreign = [place for place in self.places if place.region != self.home_region]
         return sorted(foreign, key=lambda p: (p.region, WHERES.index(p.where), -p.hits))
 
     def foreign(self) -> dict[str, dict[Where, int]]:
-        """Return what is here of each region whose home is elsewhere, by place."""
-        found: dict[str, dict[Where, int]] = {}
+        """Return the hits of each other region on this node, by place."""
+        foreign: dict[str, dict[Where, int]] = {}
         for (region, where), hits in sorted(self.found.items(), key=_order):
             if region != self.home_region and hits:
-                found.setdefault(region, {})[where] = hits
-        return found
+                foreign.setdefault(region, {})[where] = hits
+        return foreign
 
     def entry(self) -> dict[str, Any]:
         """Return the node as residency.json has it."""
@@ -103,7 +103,7 @@ class Residency:
 
     @property
     def holds(self) -> bool:
-        """Tell whether no node has anything of another region's, nor the controller an e-mail."""
+        """Tell whether no node has data of another region, and the controller no e-mail."""
         return not any(node.foreign() for node in self.nodes) and not self.controller.emails
 
     @property
@@ -129,7 +129,7 @@ class Residency:
 
 
 def save(lab: Lab, residency: Residency) -> None:
-    """Write an audit to residency.json, where it takes the place of its phase's last one."""
+    """Write an audit to residency.json, in place of its phase's last one."""
     entries = [entry for entry in load(lab) if entry["phase"] != residency.phase]
     entries.append(residency.entry())
     entries.sort(key=lambda entry: PHASES.index(entry["phase"]))

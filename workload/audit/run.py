@@ -26,22 +26,22 @@ from workload.topology import Topology
 
 
 def run(lab: Lab, password: str, console: Console, size: int | None = None) -> bool:
-    """Audit a lab, print and save what was found; return whether residency holds.
+    """Audit a lab, print and save the result; return whether residency holds.
 
     size: customers of each region in the sample, or None for what LAB_AUDIT_SAMPLE says. Raises
     LabError where the audit could not be done, which is no verdict.
     """
-    found = audit(Topology.load(lab), password, size)
-    residency.save(lab, found)
-    report.show(found, console)
-    return found.holds
+    result = audit(Topology.load(lab), password, size)
+    residency.save(lab, result)
+    report.show(result, console)
+    return result.holds
 
 
 def audit(topology: Topology, password: str, size: int | None = None) -> Residency:
-    """Look for every region's data on every node.
+    """Search every node for every region's data.
 
     Plants this phase's canaries first. Raises LabError where a region's primary is down, where a
-    file cannot be read, and where the audit does not find what it must find.
+    file cannot be read, and where the audit does not find its own control.
     """
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     size = sample.size_from() if size is None else size
@@ -62,19 +62,21 @@ def audit(topology: Topology, password: str, size: int | None = None) -> Residen
         for region in topology.regions
     }
     customers = [customer for some, _ in drawn.values() for customer in some]
-    strangers = {node: sample.foreign_to(topology, node, customers) for node in topology.nodes}
-    with control.shown(logins) as (own, where):
+    foreign_customers = {
+        node: sample.foreign_to(topology, node, customers) for node in topology.nodes
+    }
+    with control.shown(logins) as (planted_control, where):
         shown = {node: logical.show(login, regions, salt) for node, login in logins.items()}
         scans = {
             node: scan(
                 server_of(topology, node),
-                [*planted, own],
+                [*planted, planted_control],
                 shown[node].statistics_files if node in shown else (),
-                strangers[node],
+                foreign_customers[node],
             )
             for node in topology.nodes
         }
-    _check_control(own, scans, where)
+    _check_control(planted_control, scans, where)
     _check_home(topology, planted, scans)
     # A customer of the sample who is on a node may be a customer of the node's region too.
     sampled = sorted(
@@ -89,7 +91,7 @@ def audit(topology: Topology, password: str, size: int | None = None) -> Residen
     whose = logical.owners(primaries, [*values, array("Q", sampled)], regions, planted, salt)
     for node, find in finds.items():
         _fill(find, scans[node], shown.get(node), whose)
-        _fill_sample(find, scans[node], strangers[node], drawn, whose, salt)
+        _fill_sample(find, scans[node], foreign_customers[node], drawn, whose, salt)
         if node in logins:
             find.places = [_named(logins[node], place) for place in find.foreign_places()]
         if node in silent:
@@ -120,23 +122,23 @@ def _reachable(topology: Topology, password: str) -> tuple[dict[str, Login], dic
 
 
 def _fill(find: NodeFinds, scanned: Scan, shown: Shown | None, whose: Owners) -> None:
-    """Enter what was found on a node.
+    """Enter the results of a node's scan and of its SQL.
 
-    In statistics the same value may be seen by SQL and in the file: the larger count stands, since
-    SQL also shows customers who are no canaries, and the file also has rows that are dead.
+    SQL and the file may both show one value of the statistics. The larger count is entered, since
+    SQL also shows customers that are no canaries, and the file also has dead rows.
     """
-    found: Counter[tuple[str, Where]] = Counter(
-        {key: hits for key, hits in scanned.hits.items() if key[0]}
+    hits: Counter[tuple[str, Where]] = Counter(
+        {key: count for key, count in scanned.hits.items() if key[0]}
     )
     find.places += [place for place in scanned.places if not place.is_sample]
     if shown is not None:
         find.places += shown.places
         find.large = shown.large
         for region, rows in shown.rows.items():
-            found[region, "logical"] = rows
+            hits[region, "logical"] = rows
         values: Counter[str] = Counter()
         tables: dict[tuple[str, ...], int] = {}
-        nobodys = 0
+        unowned = 0
         counted = {(p.region, p.database, p.schema, p.table) for p in shown.places}
         for place, hashes in shown.values.items():
             matched = Counter(
@@ -145,26 +147,27 @@ def _fill(find: NodeFinds, scanned: Scan, shown: Shown | None, whose: Owners) ->
             find.places += [replace(place, region=r, hits=n) for r, n in matched.items()]
             if place.where == "statistics":
                 values += matched
-                nobodys += len(hashes) - matched.total()
+                unowned += len(hashes) - matched.total()
                 continue
             for region, count in matched.items():
                 key = (region, place.database, place.schema, place.table)
-                # One row has a customer's e-mail and id; rows that are counted are not added.
+                # A row may have a customer's e-mail and id: its table counts by its largest
+                # column. Rows that are counted by country are not added.
                 if key not in counted:
                     tables[key] = max(count, tables.get(key, 0))
         for (region, *_), count in tables.items():
-            found[region, "logical"] += count
+            hits[region, "logical"] += count
         for region, count in values.items():
-            found[region, "statistics"] = max(count, found[region, "statistics"])
-        if nobodys:
+            hits[region, "statistics"] = max(count, hits[region, "statistics"])
+        if unowned:
             find.not_read.append(
-                f"the owners of {nobodys:,} values in the statistics, which no customer has now"
+                f"the owners of {unowned:,} values in the statistics, which no customer has now"
             )
         if shown.wal_compression == "zstd":
             find.not_read.append("copies of whole pages in the WAL, since wal_compression is zstd")
     if scanned.no_log:
         find.not_read.append("the server's log (there is none)")
-    find.found = dict(found)
+    find.found = dict(hits)
     find.read = dict(scanned.read)
     find.seconds, find.vanished = scanned.seconds, scanned.vanished
 
@@ -172,13 +175,13 @@ def _fill(find: NodeFinds, scanned: Scan, shown: Shown | None, whose: Owners) ->
 def _fill_sample(
     find: NodeFinds,
     scanned: Scan,
-    strangers: Sequence[Customer],
+    foreign_customers: Sequence[Customer],
     drawn: Mapping[str, tuple[Sequence[Customer], int]],
     whose: Owners,
     salt: str,
 ) -> None:
-    """Enter which customers of the sample were found in a node's files."""
-    everywhere: dict[str, set[Customer]] = {}
+    """Enter the customers of the sample that a node's files have."""
+    away_by_region: dict[str, set[Customer]] = {}
     for (region, where), customers in scanned.sampled.items():
         away = {
             customer
@@ -186,27 +189,31 @@ def _fill_sample(
             if not any(find.home_region in whose.get(v, ()) for v in customer.hashes(salt))
         }
         if away:
-            everywhere.setdefault(region, set()).update(away)
+            away_by_region.setdefault(region, set()).update(away)
             find.found[region, where] = find.found.get((region, where), 0) + len(away)
             find.places += [
                 place
                 for place in scanned.places
                 if (place.region, place.where, place.is_sample) == (region, where, True)
             ]
-    for region, count in Counter(customer.region for customer in strangers).items():
+    for region, count in Counter(customer.region for customer in foreign_customers).items():
         find.bounds.append(
             Bound(
                 region,
                 drawn[region][1],
                 count,
-                len(everywhere.get(region, ())),
-                sum(not customer.email for customer in strangers if customer.region == region),
+                len(away_by_region.get(region, ())),
+                sum(
+                    not customer.email
+                    for customer in foreign_customers
+                    if customer.region == region
+                ),
             )
         )
 
 
 def _named(login: Login, place: Place) -> Place:
-    """Return a place in a table's file with the table's name."""
+    """Return a place, with the name of the table that its file is of."""
     if place.where in ("heap", "statistics") and place.file:
         database, schema, table = logical.relation_of(login, place.file)
         return replace(place, database=database, schema=schema, table=table)
@@ -214,20 +221,20 @@ def _named(login: Login, place: Place) -> Place:
 
 
 def _check_control(
-    own: Canary, scans: Mapping[str, Scan], where: Mapping[str, tuple[Where, ...]]
+    planted_control: Canary, scans: Mapping[str, Scan], where: Mapping[str, tuple[Where, ...]]
 ) -> None:
-    """Raise LabError where the audit has not found what it put there itself."""
+    """Raise LabError where the scan has not found the audit's own control."""
     for node, expected in where.items():
-        if blind := control.missing(own, scans[node], expected):
+        if blind := control.missing(planted_control, scans[node], expected):
             raise LabError(
                 f"the audit is blind: on {node} it does not find its own control in"
                 f" {', '.join(blind)}, so it would not find customers there either; run it again,"
-                " and look at the server's settings where it stays so"
+                " and check the server's settings if it fails again"
             )
 
 
 def _check_home(topology: Topology, planted: Sequence[Canary], scans: Mapping[str, Scan]) -> None:
-    """Raise LabError where a region's canaries are not found at home."""
+    """Raise LabError where the scan has not found a region's canaries at home."""
     for region in topology.regions:
         kinds = scans[region.node].kinds
         lost = [

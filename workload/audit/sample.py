@@ -1,8 +1,8 @@
-"""The sample: real customers of each region, drawn anew for each audit.
+"""The sample: real customers of each region, drawn again for each audit.
 
-Canaries show where data goes that was there when they were planted. A sample also finds customers
-whom somebody copied: what it bounds is how many of a region's customers may be on a node although
-none of the sample is.
+A canary shows only copies that were made after it was planted. A sample also finds customers that
+somebody copied. Where none of the sample is on a node, it bounds the share of the region's
+customers that may be there.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Customer:
         """Yield the byte strings that are a trace of this customer in a file.
 
         The 16 bytes of an id are searched for where they have no end of a record of the scan
-        (0x00 or 0x0A), as 15 of 17 random ids.
+        (0x00 or 0x0A), as in 15 of 17 random ids.
         """
         yield self.id.encode()
         if self.as_bytes and not {0x00, 0x0A} & set(raw := UUID(self.id).bytes):
@@ -63,14 +63,14 @@ class Customer:
 
 @dataclass(frozen=True)
 class Bound:
-    """What the sample says of a region on a node."""
+    """The result of the sample for a region on a node."""
 
     region: str
-    #: Customers of the region, how many of them were looked for, and found.
+    #: Customers of the region, how many of them were searched for, and how many are there.
     customers: int
     sampled: int
     found: int
-    #: Those whose e-mail was looked for by SQL alone.
+    #: Those whose e-mail SQL alone searches for.
     without_email: int = 0
 
     def entry(self) -> dict[str, object]:
@@ -90,11 +90,11 @@ def size_from(environ: Mapping[str, str] = os.environ) -> int:
 def draw(
     topology: Topology, region: Region, login: Login, size: int, canaries: Iterable[Canary]
 ) -> tuple[list[Customer], int]:
-    """Return customers of a region, drawn by its home, and how many it has; canaries are left out.
+    """Return customers of a region, drawn by its home, and how many it has, both without canaries.
 
-    Every customer is as likely as any other, which the bound takes; TABLESAMPLE SYSTEM would be
-    faster and draws pages, whose customers signed up together. A million rows took PostgreSQL 15 on
-    two busy cores 0.6 s, and it keeps no more than the sample in memory.
+    Every customer is equally likely, which the bound assumes; TABLESAMPLE SYSTEM would be faster
+    and draws pages, whose customers signed up together. A million rows took PostgreSQL 15 on two
+    busy cores 0.6 s, and it keeps no more than the sample in memory.
     """
     is_sharded = PHASES.index(topology.phase) >= PHASES.index("shard")
     has_country = PHASES.index(topology.phase) >= PHASES.index("expand_world")
@@ -131,10 +131,10 @@ def bound(count: int) -> float:
 
 
 def is_whole(value: bytes, before: bytes, after: bytes) -> bool:
-    """Tell whether a value that was found between two others is a value of its own.
+    """Tell whether an e-mail in a file is a whole value: ann@x.com is a part of joann@x.com.
 
-    ann@x.com is a part of joann@x.com. A text of up to 126 bytes in a row has one byte of its
-    length before it; in others, what parts words is on both sides.
+    before, after: the bytes beside it. In a row one byte with the length precedes a text of up to
+    126 bytes; elsewhere a separator of words is on both sides.
     """
     if before[-1:] == bytes([(len(value) + 1) << 1 & 0xFF | 1]) and len(value) < 127:
         return True
@@ -155,7 +155,7 @@ def _domain_goes_on(after: bytes) -> bool:
 
 
 def foreign_to(topology: Topology, node: str, sample: Collection[Customer]) -> list[Customer]:
-    """Return the customers of a sample whose home is not a node, nor its primary or standby."""
+    """Return the customers of a sample whose home is not in a node's region."""
     here = str(topology.nodes[node]["region"])
     homes = {r.name: str(topology.nodes[r.node]["region"]) for r in topology.regions}
     return [c for c in sample if here not in (c.region, homes[c.region])]

@@ -1,11 +1,11 @@
-"""Look for canaries and a sample of customers in a node's raw files, without trusting SQL.
+"""Search a node's raw files for canaries and a sample of customers, without trusting SQL.
 
-GNU grep does it, in a script on the node's data directory: it reads hundreds of MB/s, and the
-images have it. It holds a line in memory, so lines have to be short: in PostgreSQL's own files they
-end at zero bytes (-z), of which these are full, and in logs at line feeds.
+GNU grep searches, in a script on the node's data directory: the images have it, and the audit
+prints its rate. It holds a line in memory, so lines have to be short: in PostgreSQL's own files
+they end at zero bytes (-z), which are frequent there, and in logs at line feeds.
 
-What is searched for are real customers of other regions too, so it never reaches the node's disk:
-it comes by standard input and stands in shared memory while the scan lasts.
+The patterns are real customers of other regions too, so they never reach the node's disk: the
+script reads them from standard input and keeps them in shared memory while it runs.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from workload.audit.sample import Customer, is_whole
 from workload.errors import LabError
 from workload.nodes.server import NodeServer
 
-#: Two finds of one marker this close, in bytes, are parts of one: a compressed one has a byte more
-#: for every eight letters, and where WAL goes over to a new page there is a header of up to 40.
+#: Two hits of one marker this close, in bytes, are parts of one copy: compression adds a byte for
+#: every eight letters, and a new page of WAL begins with a header of up to 40.
 ONE_PLACE = 72
 
 # Its input is the patterns in base64, on one line, and after that the server's log where that is no
-# file. Paths come out as they are, so base64 again: an engine passes on text alone.
+# file. Its output is in base64 too, since paths may have any bytes and an engine passes on text
+# alone.
 #
-# Who deals with the list gets every file that is there at the beginning, and in a second round
-# every one that has come meanwhile: the new file of a table that is rewritten, the next WAL
-# segment. Every grep builds the patterns' trie first, so there is one for each processor and none
-# for each file.
+# The first round reads every file that exists at the beginning, the second one every file that was
+# made since: the new file of a table that is rewritten, the next WAL segment. Every grep first
+# builds a trie of the patterns, so there is one grep for each processor, not for each file.
 SCRIPT = r"""
 export LC_ALL=C
 cd "$PGDATA"
@@ -75,7 +75,7 @@ scan() {
       status=0
       xargs -0 -r grep -zaobHZF -f "$work/patterns" -- <"$part" >"$part.hits" 2>"$part.errors" \
         || status=$?
-      # 123: one of several greps found nothing, or could not read a file, which it says.
+      # 123: one of several greps found nothing, or reported a file that it could not read.
       [ "$status" = 0 ] || [ "$status" = 123 ]
     } &
     pids="$pids $!"
@@ -112,7 +112,7 @@ while read -r first count path; do
   echo
 done
 """
-#: E-mails that are compared with what stands around them; the rest is not needed for a verdict.
+#: E-mails whose neighbouring bytes are read; a verdict needs no more.
 COMPARED = 200
 #: Bytes before a hit in a log: enough for the line's prefix.
 LINE = 400
@@ -121,23 +121,23 @@ SEVERITY = re.compile(rb"\b(LOG|ERROR|FATAL|PANIC|WARNING|NOTICE|DETAIL|HINT|CON
 
 @dataclass
 class Scan:
-    """What a scan of one node has read and found."""
+    """What a scan of one node has read, and its hits."""
 
     node: str
     seconds: float = 0.0
     #: Bytes by place.
     read: Counter[Where] = field(default_factory=Counter)
-    #: Files that were gone, or came to be gone, before they were read.
+    #: Files that were removed before they were read.
     vanished: int = 0
     #: Places by region; the control's region is "".
     hits: Counter[tuple[str, Where]] = field(default_factory=Counter)
-    #: What was found of each canary, by its marker.
+    #: The kinds of each canary's traces, by its marker.
     kinds: dict[str, set[tuple[Where, Kind]]] = field(default_factory=dict)
-    #: Customers of the sample that were found, by region and place.
+    #: Customers of the sample that the files have, by region and place.
     sampled: dict[tuple[str, Where], set[Customer]] = field(default_factory=dict)
     #: Where the hits are: a file each, and the first line in a log.
     places: list[Place] = field(default_factory=list)
-    #: The server's log is kept by nobody.
+    #: Nothing keeps the server's log.
     no_log: bool = False
 
 
@@ -150,31 +150,31 @@ def scan(
     """Search all of a node's files, and its server's log, for canaries and a sample of customers.
 
     statistics: paths of the statistics' files, as pg_relation_filepath() gives them. Raises
-    LabError, with node and file, where one cannot be read: a part that nobody looked at holds no
-    proof.
+    LabError, with node and file, where one cannot be read: an audit that skips a file proves
+    nothing.
     """
     known: dict[bytes, tuple[Canary, Kind]] = {}
     customers = {pattern: customer for customer in sample for pattern in customer.patterns()}
     for canary in canaries:
         known.update({pattern: (canary, kind) for pattern, kind in canary.patterns().items()})
-    found = Scan(server.place.node)
+    scanned = Scan(server.place.node)
     stdin = base64.b64encode(b"\n".join([*known, *customers]) + b"\n") + b"\n"
     started = time.monotonic()
     file = server.log_file()
-    said = server.log_bytes() if file is None else b""
-    log = "-" if said else ""
-    found.no_log = file is None and said is None
-    output = server.run(SCRIPT, {"LOG": str(file) if file else log}, stdin + (said or b""))
-    found.seconds = time.monotonic() - started
+    kept_log = server.log_bytes() if file is None else b""
+    log = "-" if kept_log else ""
+    scanned.no_log = file is None and kept_log is None
+    output = server.run(SCRIPT, {"LOG": str(file) if file else log}, stdin + (kept_log or b""))
+    scanned.seconds = time.monotonic() - started
     parts = _parts(output)
-    gone = _gone(found.node, parts["errors"])
-    where = _account(found, parts, gone, statistics)
+    gone = _gone(scanned.node, parts["errors"])
+    where = _account(scanned, parts, gone, statistics)
     hits = _hits(parts)
-    _count(found, [hit for hit in hits if hit.pattern in known], known, where)
-    strangers = [hit for hit in hits if hit.pattern in customers]
-    _sample(found, strangers, customers, where, server, said or b"")
-    found.places = [_said(server, place, said or b"") for place in found.places]
-    return found
+    _count(scanned, [hit for hit in hits if hit.pattern in known], known, where)
+    of_sample = [hit for hit in hits if hit.pattern in customers]
+    _sample(scanned, of_sample, customers, where, server, kept_log or b"")
+    scanned.places = [_readable(server, place, kept_log or b"") for place in scanned.places]
+    return scanned
 
 
 @dataclass(frozen=True)
@@ -210,21 +210,21 @@ def _parts(output: bytes) -> dict[str, bytes]:
 
 
 def _gone(node: str, errors: bytes) -> set[str]:
-    """Return the files that were gone; raises LabError where one is there and cannot be read."""
+    """Return the files that were removed; raises LabError where one exists and cannot be read."""
     gone = set()
     for line in errors.decode(errors="replace").splitlines():
-        found = re.fullmatch(r"(?:grep|find): '?(.*?)'?: ([^:]*)", line)
-        if not found or found[2] != "No such file or directory":
-            what = f"{found[1]} cannot be read ({found[2]})" if found else line
+        error = re.fullmatch(r"(?:grep|find): '?(.*?)'?: ([^:]*)", line)
+        if not error or error[2] != "No such file or directory":
+            what = f"{error[1]} cannot be read ({error[2]})" if error else line
             raise LabError(_not_whole(node, what))
-        gone.add(found[1])
+        gone.add(error[1])
     return gone
 
 
 def _account(
-    found: Scan, parts: Mapping[str, bytes], gone: set[str], statistics: Collection[str]
+    scanned: Scan, parts: Mapping[str, bytes], gone: set[str], statistics: Collection[str]
 ) -> dict[str, Where]:
-    """Sum up what was read, and return every file's place."""
+    """Count the bytes that were read, and return every file's place."""
     where: dict[str, Where] = {}
     for record in (parts["before"] + parts["after"]).decode(errors="surrogateescape").split("\0"):
         if not record:
@@ -233,28 +233,30 @@ def _account(
         if path in where:
             continue
         if kind != "f":
-            raise LabError(_not_whole(found.node, f"{path} cannot be read (it is no file)"))
+            raise LabError(
+                _not_whole(scanned.node, f"{path} cannot be read (it is not a regular file)")
+            )
         # A log that the engine keeps was put beside the data directory for the scan.
         where[path] = places.classify(path, statistics)
         if path in gone:
-            found.vanished += 1
+            scanned.vanished += 1
         else:
-            found.read[where[path]] += int(size)
+            scanned.read[where[path]] += int(size)
     return where
 
 
 def _count(
-    found: Scan,
+    scanned: Scan,
     hits: Iterable[Hit],
     known: Mapping[bytes, tuple[Canary, Kind]],
     where: Mapping[str, Where],
 ) -> None:
-    """Count the places of each canary: windows of one marker that are side by side are one."""
+    """Count the traces of each canary: neighbouring windows of one marker are one trace."""
     places_of: dict[tuple[str, str, str], list[Hit]] = {}
     for hit in hits:
         canary, kind = known[hit.pattern]
-        found.kinds.setdefault(canary.marker, set()).add((where[hit.path], kind))
-        # An id and a marker are places of their own, be they in one row.
+        scanned.kinds.setdefault(canary.marker, set()).add((where[hit.path], kind))
+        # An id and a marker are two traces, even in one row.
         what = canary.marker if kind in ("marker", "window") else hit.pattern.hex()
         places_of.setdefault((hit.path, canary.region, what), []).append(hit)
     files: dict[tuple[str, str], tuple[int, Hit]] = {}
@@ -264,10 +266,10 @@ def _count(
             later.offset - earlier.offset > ONE_PLACE
             for earlier, later in itertools.pairwise(group)
         )
-        found.hits[region, where[path]] += 1 + apart
+        scanned.hits[region, where[path]] += 1 + apart
         count, first = files.get((region, path), (0, group[0]))
         files[region, path] = (count + 1 + apart, min(first, group[0], key=lambda hit: hit.offset))
-    found.places += [
+    scanned.places += [
         Place(region, where[path], count, file=path, line=first.line, offset=first.offset)
         for (region, path), (count, first) in files.items()
         if region
@@ -275,29 +277,29 @@ def _count(
 
 
 def _sample(
-    found: Scan,
+    scanned: Scan,
     hits: Sequence[Hit],
     customers: Mapping[bytes, Customer],
     where: Mapping[str, Where],
     server: NodeServer,
     log: bytes,
 ) -> None:
-    """Enter the customers of the sample that were found; a part of a longer e-mail is none."""
+    """Enter the customers of the sample that were hit; a part of a longer e-mail is no hit."""
     emails = [hit for hit in hits if b"@" in hit.pattern][:COMPARED]
-    wanted = [(h.path, max(h.offset - 1, 0), len(h.pattern) + 3) for h in emails]
+    parts_to_read = [(h.path, max(h.offset - 1, 0), len(h.pattern) + 3) for h in emails]
     whole = [hit for hit in hits if b"@" not in hit.pattern]
-    for hit, text in zip(emails, _contexts(server, wanted, log), strict=True):
+    for hit, text in zip(emails, _contexts(server, parts_to_read, log), strict=True):
         before, _, after = text.partition(hit.pattern)
         if is_whole(hit.pattern, before, after):
             whole.append(hit)
     files: dict[tuple[str, str], list[Hit]] = {}
     for hit in whole:
         customer = customers[hit.pattern]
-        found.sampled.setdefault((customer.region, where[hit.path]), set()).add(customer)
+        scanned.sampled.setdefault((customer.region, where[hit.path]), set()).add(customer)
         files.setdefault((customer.region, hit.path), []).append(hit)
     for (region, path), group in files.items():
         first = min(group, key=lambda hit: hit.offset)
-        found.places.append(
+        scanned.places.append(
             Place(
                 region, where[path], len(group), file=path, line=first.line,
                 offset=first.offset, is_sample=True,
@@ -305,8 +307,8 @@ def _sample(
         )  # fmt: skip
 
 
-def _said(server: NodeServer, place: Place, log: bytes) -> Place:
-    """Return a place with a path below the data directory, and of a log what kind of line it is."""
+def _readable(server: NodeServer, place: Place, log: bytes) -> Place:
+    """Return a place with its path below the data directory, and a log line's severity."""
     severity = ""
     if place.where == "log":
         start = max(place.offset - LINE, 0)
@@ -319,19 +321,21 @@ def _said(server: NodeServer, place: Place, log: bytes) -> Place:
 
 
 def _contexts(
-    server: NodeServer, wanted: Sequence[tuple[str, int, int]], log: bytes
+    server: NodeServer, parts_to_read: Sequence[tuple[str, int, int]], log: bytes
 ) -> list[bytes]:
     """Return parts of files by path, first byte and length; b"" of a file that is gone."""
     kept_by_engine = bool(log) and server.log_file() is None
-    remote = [part for part in wanted if not (kept_by_engine and part[0].startswith("/"))]
+    remote = [part for part in parts_to_read if not (kept_by_engine and part[0].startswith("/"))]
     lines = [
         f"{first} {count} {base64.b64encode(os.fsencode(path)).decode()}\n"
         for path, first, count in remote
     ]
     output = server.run(CONTEXT_SCRIPT, {}, "".join(lines).encode()) if lines else b""
     parts = dict(zip(remote, map(base64.b64decode, output.split(b"\n")), strict=False))
-    return [parts[part] if part in parts else log[part[1] : part[1] + part[2]] for part in wanted]
+    return [
+        parts[part] if part in parts else log[part[1] : part[1] + part[2]] for part in parts_to_read
+    ]
 
 
 def _not_whole(node: str, what: str) -> str:
-    return f"{node}: {what}: the audit would not be whole, so it proves nothing; mend or remove it"
+    return f"{node}: {what}: without it the audit proves nothing; repair or remove it"
