@@ -1,1 +1,1 @@
-"""What goes wrong where one may not try it: on throw-away data, from real servers."""
+"""Faults that nobody may try on real data: real servers show them on throw-away data."""

@@ -17,7 +17,7 @@ from workload.errors import LabError
 #: Each takes the seconds of writing, the asked-for program folder, and where to print.
 EXHIBITS: dict[str, Callable[[int, str, Console], None]] = {"shared-volume": shared_volume.show}
 
-#: An exhibit that is not done by then gives up, and cleans up: all in all less than a minute.
+#: Seconds after which an exhibit ends and cleans up, so that it takes less than a minute.
 LIMIT_S = 50
 MOST_SECONDS = 30
 
@@ -34,16 +34,18 @@ def _ended(number: int, _frame: object) -> NoReturn:
 
 
 def _late(_number: int, _frame: object) -> NoReturn:
-    # No LabError: code that waits for a server would take it for the server's.
-    sys.exit(f"exhibits: not done in {LIMIT_S} s, the machine is too busy: ask for fewer --seconds")
+    # Not a LabError: code that waits for a server would handle it as an error of the server.
+    sys.exit(
+        f"exhibits: not finished in {LIMIT_S} s, the machine is too busy: ask for fewer --seconds"
+    )
 
 
 def main() -> int:
     """Show the exhibit asked for; return its exit status."""
-    found = argparse.ArgumentParser(prog="python -m exhibits", description=__doc__)
-    found.add_argument("name", nargs="?", default="", help=", ".join(EXHIBITS))
-    found.add_argument("--seconds", type=_seconds, default=20, help="how long to write (20)")
-    asked = found.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m exhibits", description=__doc__)
+    parser.add_argument("name", nargs="?", default="", help=", ".join(EXHIBITS))
+    parser.add_argument("--seconds", type=_seconds, default=20, help="how long to write (20)")
+    asked = parser.parse_args()
     if asked.name not in EXHIBITS:
         print(f"exhibits: no exhibit '{asked.name}': use {', '.join(EXHIBITS)}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Two PostgreSQL servers on one data directory, as two containers on one volume are."""
+"""Two PostgreSQL servers on one data directory, as in two containers that share a volume."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from workload.sql import Login, connect, describe
 #: The names of the source document's containers.
 NAMES = ("eu_db", "eu_db_2")
 
-# The user namespace is what lets root, and an ordinary user too, make the others.
+# In a user namespace root, and an ordinary user too, may make the other namespaces.
 OWN_PID = (*ROOT_ESCAPE, "--pid", "--fork", "--kill-child")
 OWN_PID_AND_IPC = (*OWN_PID, "--ipc")
 
-# A table that has been in use: with a new one, both would make its free-space map at once.
+# A table that has been in use: with a new one, both servers would make its free-space map at once.
 SHOP = (
     "CREATE EXTENSION amcheck",
     "CREATE TABLE customer (id UUID PRIMARY KEY DEFAULT gen_random_uuid(), email TEXT NOT NULL)"
@@ -56,11 +56,11 @@ INSERT = "INSERT INTO customer (id, email) VALUES (%s, %s)"
 
 READ_THE_TABLE = "SET enable_indexscan = off; SET enable_bitmapscan = off"
 READ_THE_INDEX = "RESET ALL; SET enable_seqscan = off; SET statement_timeout = '5s'"
-# A LATERAL with LIMIT goes down the index once for each id. It reads email, so that the row
-# itself is fetched: an index scan trusts the index, and may come back with another's row.
+# A LATERAL with LIMIT reads the index once for each id. It reads email, so that the row itself is
+# fetched: an index scan trusts the index, and may return the row of another id.
 BY_ID = """
-SELECT asked.id, found.id FROM unnest(%s::uuid[]) AS asked (id),
-LATERAL (SELECT id, email FROM customer WHERE id = asked.id LIMIT 1) AS found
+SELECT asked.id, customer.id FROM unnest(%s::uuid[]) AS asked (id),
+LATERAL (SELECT id, email FROM customer WHERE id = asked.id LIMIT 1) AS customer
 """
 BATCH = 1000
 
@@ -69,7 +69,7 @@ ALARMS = re.compile(r"^.*\b(?:WARNING|ERROR|FATAL|PANIC): .*$", re.MULTILINE)
 
 @dataclass
 class Container:
-    """A server in namespaces of its own, its client, and what became of the client's rows."""
+    """A server in namespaces of its own, its client, and where the client's rows are."""
 
     login: Login
     name: str
@@ -81,7 +81,7 @@ class Container:
     acknowledged: list[uuid.UUID] = field(default_factory=list)
     in_table: int = 0
     by_id: int = 0
-    #: Asked for one customer, the index led to the row of another.
+    #: Look-ups by id for which the index returned the row of another customer.
     mistaken: int = 0
     failed_lookups: int = 0
 
@@ -92,7 +92,7 @@ class Container:
 
     @property
     def ledger(self) -> Path:
-        """Where the client notes each acknowledged id: a file, no database."""
+        """The file, outside any database, in which the client notes each acknowledged id."""
         return self.folder / f"{self.name}.acknowledged"
 
     @property
@@ -102,9 +102,9 @@ class Container:
 
 
 def show(seconds: int, bin_dir: str, console: Console) -> None:
-    """Play the exhibit and print its story.
+    """Play the exhibit and print its story; that rows are lost is no error.
 
-    Raises LabError where this machine cannot show it; rows that are lost are what it is for.
+    Raises LabError where this machine cannot show it.
     """
     started = time.monotonic()
     programs = find_bin_dir(bin_dir)
@@ -148,9 +148,9 @@ def _play(server: EmbeddedServer, password: str, seconds: int, console: Console)
     console.print(
         f"So both run. For {seconds} s a client of each inserts customers, and notes outside the"
         " database every id that is acknowledged. Two settings are not PostgreSQL's defaults:"
-        f" autovacuum_naptime is {_naptime_s(seconds)} s, not 60 s, so that a short run meets what"
-        " a minute brings; vacuum_truncate is off, since with it one server cuts off the other's"
-        " pages, and in some runs a client is told of it.\n"
+        f" autovacuum_naptime is {_naptime_s(seconds)} s, not 60 s, so that autovacuum runs in a"
+        " short test too; vacuum_truncate is off, since with it one server cuts off the other's"
+        " pages, and in some runs a client gets an error.\n"
     )
     _let_write(nodes, seconds)
     for node, other in ((first, second), (second, first)):
@@ -186,13 +186,13 @@ def _play(server: EmbeddedServer, password: str, seconds: int, console: Console)
 
 
 def _refusals(server: EmbeddedServer) -> list[tuple[str, str]]:
-    """Return what stops a second server while one runs, as (its own namespaces, its last words)."""
+    """Return (namespaces, FATAL line) of second servers that refuse to start while one runs."""
     server.start(timeout_s=15)
-    said = []
+    refusals = []
     prefixes: dict[str, Sequence[str]] = {"none: embedded runtime": run_as(), "PID": OWN_PID}
-    for own, prefix in prefixes.items():
+    for namespaces, prefix in prefixes.items():
         try:
-            done = subprocess.run(
+            second = subprocess.run(
                 _command(server, prefix, _free_ports(1)[0]),
                 capture_output=True,
                 text=True,
@@ -201,12 +201,12 @@ def _refusals(server: EmbeddedServer) -> list[tuple[str, str]]:
             )
         except subprocess.TimeoutExpired:
             raise LabError(
-                f"a second server ran on {server.data} with own namespaces: {own}; PostgreSQL's own"
-                " guard should have refused it"
+                f"a second server ran on {server.data} with own namespaces: {namespaces};"
+                " PostgreSQL's guard should have refused it"
             ) from None
-        said.append((own, " ".join(fatal_line(done.stderr).split())))
+        refusals.append((namespaces, " ".join(fatal_line(second.stderr).split())))
     server.stop(timeout_s=15)
-    return said
+    return refusals
 
 
 def _command(server: EmbeddedServer, prefix: Sequence[str], port: int | str) -> list[str]:
@@ -221,9 +221,9 @@ def _command(server: EmbeddedServer, prefix: Sequence[str], port: int | str) -> 
 
 
 def _start(server: EmbeddedServer, node: Container) -> bool:
-    """Start a node in namespaces of its own; return whether it runs, False where it refused.
+    """Start a node in namespaces of its own; return whether it runs, False where it refuses.
 
-    Readiness is read from its log: postmaster.pid is what the two overwrite for each other.
+    Its log tells when it is ready: both servers write the one postmaster.pid.
     """
     with node.log.open("wb") as log:
         node.process = subprocess.Popen(
@@ -236,10 +236,10 @@ def _start(server: EmbeddedServer, node: Container) -> bool:
     deadline = time.monotonic() + 15
     while "ready to accept connections" not in _text(node.log):
         if node.process.poll() is not None:
-            words = fatal_line(_text(node.log))
-            if "lock file" in words or "shared memory block" in words:
+            reason = fatal_line(_text(node.log))
+            if "lock file" in reason or "shared memory block" in reason:
                 return False
-            raise LabError(f"{node.name} does not start: {words}")
+            raise LabError(f"{node.name} does not start: {reason}")
         if time.monotonic() > deadline:
             raise LabError(f"{node.name} is not ready in 15 s: {last_line(_text(node.log))}")
         time.sleep(0.02)
@@ -267,30 +267,30 @@ def _text(path: Path) -> str:
 
 
 def _let_write(nodes: Sequence[Container], seconds: int) -> None:
-    done = threading.Event()
+    is_over = threading.Event()
     clients = [
-        # Daemons: a client that waits for a server which was killed must not hold up the end.
-        threading.Thread(target=_write, args=(node, done), daemon=True)
+        # Daemons: a client that waits for a killed server must not keep this process running.
+        threading.Thread(target=_write, args=(node, is_over), daemon=True)
         for node in nodes
     ]
     for client in clients:
         client.start()
     try:
-        done.wait(seconds)
+        is_over.wait(seconds)
     finally:
-        done.set()
+        is_over.set()
     for client in clients:
         client.join(10)
     for node in nodes:
         node.acknowledged = [uuid.UUID(line) for line in _text(node.ledger).split()]
 
 
-def _write(node: Container, done: threading.Event) -> None:
+def _write(node: Container, is_over: threading.Event) -> None:
     try:
         with node.ledger.open("w", buffering=1) as ledger, connect(node.login, 10) as connection:
             connection.autocommit = True
             number = 0
-            while not (done.is_set() or connection.closed):
+            while not (is_over.is_set() or connection.closed):
                 number += 1
                 customer = uuid.uuid4()
                 try:
@@ -303,7 +303,7 @@ def _write(node: Container, done: threading.Event) -> None:
 
 
 def _count_rows_of(other: Container, node: Container) -> int | None:
-    """Count on one node the rows of the other's client; None where it cannot even be asked."""
+    """Count on one node the rows of the other's client; None where the node does not answer."""
     try:
         with connect(node.login, 5) as connection:
             row = connection.execute(
@@ -318,7 +318,7 @@ def _count_rows_of(other: Container, node: Container) -> int | None:
 
 
 def _count(login: Login, nodes: Sequence[Container]) -> str:
-    """Look for each acknowledged row, in the table and by its id; return what was in the way."""
+    """Read each acknowledged row, from the table and by its id; return what prevents that."""
     trouble = ""
     with connect(login, 10) as connection:
         connection.autocommit = True
@@ -327,7 +327,7 @@ def _count(login: Login, nodes: Sequence[Container]) -> str:
             table = {row[0] for row in connection.execute("SELECT id FROM customer")}
         except psycopg.Error as error:
             table = set()
-            trouble = f"The table cannot be read, so that all count as lost: {describe(error)}"
+            trouble = f"The table cannot be read, so all rows count as lost: {describe(error)}"
         connection.execute(READ_THE_INDEX)
         for node in nodes:
             node.in_table = sum(customer in table for customer in node.acknowledged)
@@ -340,9 +340,9 @@ def _look_up(
     connection: psycopg.Connection[tuple[object, ...]], node: Container, customers: list[uuid.UUID]
 ) -> None:
     try:
-        for asked, found in connection.execute(BY_ID, (customers,)):
-            node.by_id += asked == found
-            node.mistaken += asked != found
+        for asked, returned in connection.execute(BY_ID, (customers,)):
+            node.by_id += asked == returned
+            node.mistaken += asked != returned
     except psycopg.Error:
         if len(customers) == 1:
             node.failed_lookups += 1
@@ -352,21 +352,21 @@ def _look_up(
 
 
 def _pg_checksums(server: EmbeddedServer) -> str:
-    done = subprocess.run(
+    checked = subprocess.run(
         [*run_as(), server.bin_dir / "pg_checksums", "--check", f"--pgdata={server.data}"],
         capture_output=True,
         text=True,
         check=False,
     )
-    blocks = re.search(r"Blocks scanned: +(\d+)", done.stdout)
-    bad = re.search(r"Bad checksums: +(\d+)", done.stdout)
+    blocks = re.search(r"Blocks scanned: +(\d+)", checked.stdout)
+    bad = re.search(r"Bad checksums: +(\d+)", checked.stdout)
     if not (blocks and bad):
-        return last_line(done.stderr)
+        return last_line(checked.stderr)
     return f"{int(bad[1]):,} bad blocks of {int(blocks[1]):,}"
 
 
 def _pg_amcheck(server: EmbeddedServer, password: str) -> str:
-    done = subprocess.run(
+    checked = subprocess.run(
         [
             server.bin_dir / "pg_amcheck",
             "--heapallindexed",
@@ -380,13 +380,15 @@ def _pg_amcheck(server: EmbeddedServer, password: str) -> str:
         text=True,
         check=False,
     )
-    if not done.returncode:
+    if not checked.returncode:
         return "nothing is damaged"
-    damaged = re.findall(r'^(btree index|heap table) "[^"]*\.([^".]+)"', done.stdout, re.MULTILINE)
+    damaged = re.findall(
+        r'^(btree index|heap table) "[^"]*\.([^".]+)"', checked.stdout, re.MULTILINE
+    )
     if not damaged:
-        return last_line(done.stderr)
+        return last_line(checked.stderr)
     names = ", ".join(f"{kind} {name}" for kind, name in dict.fromkeys(damaged))
-    words = re.search(r"^ +(?:ERROR: +)?(.*)", done.stdout, re.MULTILINE)
+    words = re.search(r"^ +(?:ERROR: +)?(.*)", checked.stdout, re.MULTILINE)
     return f"damaged: {names}. The first finding: {words[1] if words else ''}"
 
 
@@ -403,13 +405,13 @@ def _show_starts(
         padding=(0, 1, 0, 0),
     )
     table.add_column("its own namespaces", no_wrap=True)
-    table.add_column("what it says")
-    for own, words in refusals:
-        table.add_row(own, escape(words))
-    said = _text(second.log)
-    recovery = re.search(r"database system was not properly shut down.*", said)
-    words = f"starts: {recovery[0] if recovery else 'database system is ready'}"
-    table.add_row("PID, IPC: containers", escape(words if starts else fatal_line(said)))
+    table.add_column("its answer")
+    for namespaces, reason in refusals:
+        table.add_row(namespaces, escape(reason))
+    log = _text(second.log)
+    recovery = re.search(r"database system was not properly shut down.*", log)
+    start = f"starts: {recovery[0] if recovery else 'database system is ready'}"
+    table.add_row("PID, IPC: containers", escape(start if starts else fatal_line(log)))
     console.print(table)
 
 
@@ -436,7 +438,7 @@ def _show_rows(nodes: Sequence[Container], console: Console) -> None:
     lost = [node.lost for node in nodes]
     add("errors the client saw", [len(node.errors) for node in nodes], "errors")
     add("acknowledged", acknowledged)
-    add("of the other, seen while both ran", [node.seen_of_other for node in nodes])
+    add("of the other, read while both ran", [node.seen_of_other for node in nodes])
     add("in the table, alone again", [node.in_table for node in nodes])
     add("LOST", lost)
     shares = zip((*lost, sum(lost)), (*acknowledged, sum(acknowledged)), strict=True)
@@ -452,7 +454,7 @@ def _show_rows(nodes: Sequence[Container], console: Console) -> None:
 
 
 def _verdict(nodes: Sequence[Container], alarms: Sequence[str]) -> Iterator[str]:
-    """Yield in words what the figures say, whichever they are."""
+    """Yield the figures' meaning, a sentence for each."""
     errors = [error for node in nodes for error in node.errors]
     lost = sum(node.lost for node in nodes)
     acknowledged = sum(len(node.acknowledged) for node in nodes)
@@ -467,7 +469,7 @@ def _verdict(nodes: Sequence[Container], alarms: Sequence[str]) -> Iterator[str]
     if lost:
         yield f"LOST: {lost:,} of {acknowledged:,} acknowledged rows are gone from the table."
     else:
-        yield "This time no row was lost from the table: luck, and nothing to build on."
+        yield "This time the table lost no row, which is luck."
     if missed := acknowledged - sum(node.by_id for node in nodes):
         yield f"A program that asks by id misses {missed:,} rows."
 
@@ -477,10 +479,10 @@ def _verdict(nodes: Sequence[Container], alarms: Sequence[str]) -> Iterator[str]
 
 def _check_namespaces() -> None:
     try:
-        done = subprocess.run(
+        attempt = subprocess.run(
             [*OWN_PID_AND_IPC, "true"], capture_output=True, text=True, check=False
         )
-        problem = last_line(done.stderr) if done.returncode else ""
+        problem = last_line(attempt.stderr) if attempt.returncode else ""
     except OSError as error:
         problem = str(error)
     if problem:
@@ -492,7 +494,7 @@ def _check_namespaces() -> None:
 
 @contextlib.contextmanager
 def _sandbox(bin_dir: Path, seconds: int) -> Iterator[tuple[EmbeddedServer, str]]:
-    """Yield a server that does not exist yet, and in any case leave nothing of it behind."""
+    """Yield a server that is not initialised, and remove all of it in the end."""
     password = secrets.token_hex(16)
     folder = Path(tempfile.gettempdir()) / f"geo-lab-exhibit-{uuid.uuid4().hex}"
     earlier = psutil.Process().children(recursive=True)
@@ -502,7 +504,7 @@ def _sandbox(bin_dir: Path, seconds: int) -> Iterator[tuple[EmbeddedServer, str]
         folder.mkdir(mode=0o700)
         yield server, password
     finally:
-        # For good: after this nothing is left that could be interrupted.
+        # Never restored: the process ends after the clean-up.
         signal.alarm(0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -511,7 +513,7 @@ def _sandbox(bin_dir: Path, seconds: int) -> Iterator[tuple[EmbeddedServer, str]
 
 def _remove(folder: Path, server: EmbeddedServer, earlier: Sequence[psutil.Process]) -> None:
     try:
-        # It asks first: a server that is killed leaves its segments in /dev/shm.
+        # stop() first: a killed server leaves its segments in /dev/shm.
         server.stop(timeout_s=4)
     finally:
         deadline = time.monotonic() + 4
@@ -529,18 +531,18 @@ def _remove(folder: Path, server: EmbeddedServer, earlier: Sequence[psutil.Proce
 def _leftover(
     folder: Path, server: EmbeddedServer, earlier: Sequence[psutil.Process]
 ) -> list[psutil.Process]:
-    """Return what this process has started and still runs, orphans of a killed initdb too."""
-    found = [p for p in psutil.Process().children(recursive=True) if p not in earlier]
+    """Return the running processes that this one started, and orphans of a killed initdb."""
+    started = [p for p in psutil.Process().children(recursive=True) if p not in earlier]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if (
-                process not in found
+                process not in started
                 and Path(process.cwd()).is_relative_to(folder.resolve())
                 and Path(process.exe()).parent == server.bin_dir.resolve()
             ):
-                found.append(process)
+                started.append(process)
     alive = []
-    for process in found:
+    for process in started:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.status() != psutil.STATUS_ZOMBIE:
                 alive.append(process)
@@ -548,7 +550,7 @@ def _leftover(
 
 
 def _naptime_s(seconds: int) -> int:
-    """Return how often autovacuum comes by: once or twice in a run, as else in some minutes."""
+    """Return an autovacuum_naptime in seconds with which autovacuum runs twice in a run."""
     return max(1, seconds // 2)
 
 

@@ -1,8 +1,8 @@
 """The base of the lab's own Ansible actions.
 
-They are actions, not modules: each runs inside ansible-playbook on the control node, where the
-lab's state, its embedded servers and a way to every node are. A module would be packed, sent and
-started as a Python of its own first, 0.4 s of nothing on each call.
+They are actions, not modules: each runs inside ansible-playbook on the control node, which has the
+lab's state and its embedded servers and reaches every node. Ansible would pack and send a module
+and start a Python for it, which takes 0.4 s for each call.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ WHOLE_LAB: dict[str, Any] = {"lab": {**LAB, "required": True}}
 
 
 def lab_of(arguments: Mapping[str, Any]) -> Lab:
-    """Return the lab that an action works on: one by name is begun or removed, or one that is."""
+    """Return the lab that an action works on: by name to begin or remove it, else by its folder."""
     if "name" in arguments:
         return Lab(arguments["name"], home_path(arguments["home"]))
     return Lab.at(home_path(arguments["lab"]["home"]))
@@ -68,7 +68,7 @@ def nodes_of(arguments: Mapping[str, Any]) -> list[Node]:
 
 
 class LabAction(ActionBase):
-    """Checks the arguments, does the work, and makes a LabError the task's one-line failure."""
+    """An action that checks its arguments and reports a LabError as a failure of one line."""
 
     _requires_connection = False
     #: As AnsibleModule takes it.
@@ -88,7 +88,7 @@ class LabAction(ActionBase):
         return result
 
     def say(self, line: str) -> None:
-        """Tell a person how far a long step is, or what became of it."""
+        """Print how far a long step is, or its result."""
         indent = " " * 11
         shown = textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent)
         self._display.display(shown)

@@ -1,4 +1,4 @@
-"""The one exception that reaches a person as one line."""
+"""The exceptions that a person reads as one line."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ class LabError(Exception):
 
 
 class WrongPasswordError(LabError):
-    """A server is up and refuses the password, so waiting or starting afresh would be wrong."""
+    """A server is up and refuses the password, so neither waiting nor a new start helps."""

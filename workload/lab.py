@@ -16,7 +16,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 DEFAULT_NAME = "lab"
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 
-#: Labels on every container, volume and network that a lab makes. Teardown goes by them alone.
+#: Labels on every container, volume and network that a lab makes. Teardown selects by them alone.
 LABEL_NAME = "geo-sharding-lab.name"
 LABEL_HOME = "geo-sharding-lab.home"
 LABEL_NODE = "geo-sharding-lab.node"
@@ -41,14 +41,14 @@ class Lab:
     """A lab by name and state folder.
 
     The folder is the identity: two checkouts may both use the default name, and only the folder
-    tells whose a container is.
+    tells which lab a container is of.
     """
 
     name: str
     home: Path
 
     def __post_init__(self) -> None:
-        """Raise LabError for a name that would not do in a container's name."""
+        """Raise LabError for a name that cannot be a part of a container's name."""
         if not NAME_PATTERN.fullmatch(self.name):
             raise LabError(
                 f"LAB_NAME is '{self.name}': use up to 31 characters of a-z 0-9 _ -, a letter first"
@@ -74,7 +74,7 @@ class Lab:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The labels that say whose a Docker object is."""
+        """The labels that mark a Docker object as this lab's."""
         return {LABEL_NAME: self.name, LABEL_HOME: str(self.home)}
 
     def node_labels(self, node: str) -> dict[str, str]:
@@ -83,7 +83,7 @@ class Lab:
 
     @property
     def topology_file(self) -> Path:
-        """Where the phase, the regions and their addresses are."""
+        """The file with the phase, the regions and their addresses."""
         return self.home / "topology.json"
 
     def node_dir(self, node: str) -> Path:

@@ -1,4 +1,4 @@
-"""What every room prints with: tables of 80 columns, sizes, and text that is not the lab's own."""
+"""Output of all rooms: tables of 80 columns, sizes, and text that the lab did not write."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ SHOWN = 60
 
 
 def table(title: str = "", padding: tuple[int, int, int, int] = (0, 1, 0, 0)) -> Table:
-    """Return an empty table as all of the lab's are.
+    """Return an empty table in the lab's style.
 
-    With Rich's own padding the longest phase, or ten thousand requests, would be cut short.
+    With Rich's padding the longest phase, or ten thousand requests, would be cut short.
     """
     return Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=padding)
 
 
 def size(count: int) -> str:
-    """Return a number of bytes for people, in powers of ten; its unit stays on its line."""
+    """Return a number of bytes as text, in powers of ten, with no line break before its unit."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             return f"{count / factor:,.1f}\u00a0{unit}"
@@ -26,9 +26,9 @@ def size(count: int) -> str:
 
 
 def printable(text: str, longest: int = SHOWN) -> str:
-    """Return a text of whoever wrote it on one line: control characters escaped, the end cut.
+    """Return an untrusted text on one line: control characters escaped, the end cut.
 
-    A line feed cannot forge a line then, nor an escape sequence change the terminal.
+    So a line feed cannot forge a line, and an escape sequence cannot change the terminal.
     """
     shown = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode()

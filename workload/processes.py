@@ -16,14 +16,14 @@ import psutil
 
 from workload.errors import LabError
 
-#: Seconds that a run waits for another one on the same thing.
+#: Seconds that a run waits for another run that holds a lock.
 LOCK_TIMEOUT_S = 60.0
 
-#: Tells a person how far a long step is.
+#: Prints how far a long step is.
 Say = Callable[[str], None]
 
-#: Every point after which a run that is killed leaves a state of its own behind. A test kills a run
-#: at each of them, and plays it again.
+#: Every point at which a killed run leaves another state. A test kills a run at each of them, and
+#: plays it again.
 STEPS = (
     "standby.slotted", "standby.seeded", "standby.streaming",
     "partition.created", "partition.armed", "partition.loaded", "partition.keyed",
@@ -53,8 +53,8 @@ def spawn_detached(
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, its output at the end of a log, and return it.
 
-    A Ctrl-C in the terminal does not reach it. The caller does not wait for its end: detach() it
-    once it is up, or reap it where it does not come up.
+    A Ctrl-C in the terminal does not reach it. The caller calls detach() once the process is up, or
+    reaps it where it does not come up.
     """
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -68,12 +68,12 @@ def spawn_detached(
 
 
 def detach(child: subprocess.Popen[bytes]) -> None:
-    """Let go of a child, so that Python does not complain that it is still running."""
+    """Detach a running child, so that Python does not warn that it still runs."""
     child.returncode = 0
 
 
 def signal_all(processes: Iterable[psutil.Process], number: int) -> None:
-    """Send a signal to those processes that are still there."""
+    """Send a signal to processes; those that have ended are skipped."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
@@ -82,7 +82,7 @@ def signal_all(processes: Iterable[psutil.Process], number: int) -> None:
 def is_alive(process: psutil.Process) -> bool:
     """Tell whether a process has not ended.
 
-    A zombie has: an orphan's new parent may take seconds to reap it, or never does.
+    A zombie has ended: an orphan's new parent may reap it seconds later, or never.
     """
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
@@ -91,7 +91,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def await_end(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Wait until processes have ended; return those that have not in time."""
+    """Wait until processes have ended; return those that still run after timeout_s."""
     waiting = list(processes)
     deadline = time.monotonic() + timeout_s
     while alive := [process for process in waiting if is_alive(process)]:
@@ -103,13 +103,13 @@ def await_end(processes: Iterable[psutil.Process], timeout_s: float) -> list[psu
 
 @contextlib.contextmanager
 def locked(folder: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[int]:
-    """Hold a folder's lock and yield its descriptor; the folder is made where it is missing.
+    """Hold a folder's lock and yield its descriptor; make the folder where it is missing.
 
-    A playbook that was killed leaves its worker running; the next one waits for it here. Raises
-    LabError where it waits in vain.
+    A killed playbook leaves its worker running; the next run waits for it here. Raises LabError
+    where the lock is not free within timeout_s.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # The folder itself, so that no file is left over; the lock ends with its holder.
+    # The folder itself, so that no lock file is left; the lock ends with its holder.
     handle = os.open(folder, os.O_RDONLY)
     try:
         deadline = time.monotonic() + timeout_s
@@ -130,7 +130,7 @@ def locked(folder: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[int]:
 
 
 def poll(condition: Callable[[], bool], timeout_s: float, complaint: str) -> None:
-    """Wait until a condition holds; raises LabError with the complaint where it does not."""
+    """Wait until a condition holds; raises LabError with the complaint after timeout_s."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -139,7 +139,7 @@ def poll(condition: Callable[[], bool], timeout_s: float, complaint: str) -> Non
 
 
 def in_parallel(tasks: Sequence[Callable[[], None]]) -> None:
-    """Run functions in threads of their own, and raise what the first one raised that failed."""
+    """Run each function in a thread, and raise the error of the first one that failed."""
     if not tasks:
         return
     with ThreadPoolExecutor(max_workers=len(tasks)) as pool:

@@ -1,4 +1,4 @@
-"""Run SQL files on a node: wait for a real login, one transaction, and an honest "changed"."""
+"""Log in to a node and run idempotent SQL scripts; report "changed" only where one wrote."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Login:
 def connect(login: Login, timeout_s: float = 0) -> psycopg.Connection[tuple[object, ...]]:
     """Return a connection, waiting up to timeout_s for the server to take logins.
 
-    A real login over TCP is the only sign of readiness that does not lie: a first start has a
-    server that answers on its own socket only, and pg_isready knows neither user nor database.
-    Raises LabError with the address and what was last seen.
+    Only a login over TCP proves readiness: during a first start a server answers on its socket
+    alone, and pg_isready tests neither user nor database. Raises LabError with the address and the
+    last error.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -62,7 +62,7 @@ def connect(login: Login, timeout_s: float = 0) -> psycopg.Connection[tuple[obje
         except psycopg.OperationalError as error:
             text = " ".join(str(error).split())
             if "password authentication failed" in text:
-                # Without the word itself: it is the default's value too, which Ansible masks.
+                # Not "password": that is the default password too, which Ansible masks.
                 raise WrongPasswordError(
                     f"user '{login.user}' is refused at {login.where}: LAB_PASSWORD is not what"
                     " this node's data was made with; set it to that, or make teardown"
@@ -81,14 +81,14 @@ def apply(
 ) -> list[str]:
     """Run scripts ({name, text}) in a transaction each; return the names of those that changed.
 
-    A script changed something exactly where its transaction was given a transaction id: PostgreSQL
-    assigns one on the first write, and CREATE ... IF NOT EXISTS on a thing that exists writes
-    nothing; functions that the node has are left out. A dry run rolls all of them back together,
-    since a later script may need an earlier one.
+    A script changed something exactly where its transaction has a transaction id: PostgreSQL
+    assigns one on the first write, and CREATE ... IF NOT EXISTS on an object that exists writes
+    nothing; functions that the node has are left out. A dry run rolls all scripts back together,
+    since a later one may need an earlier one.
 
-    With lock_timeout_ms a script gives up waiting for a lock after that time, since everyone who
-    comes after it waits behind it, and tries again until timeout_s. Raises LabError with the
-    script's name and the server's message.
+    With lock_timeout_ms a script gives up a lock after that time, since all later sessions queue
+    behind it, and tries again until timeout_s. Raises LabError with the script's name and the
+    server's message.
     """
     changed = []
     connection.autocommit = True
@@ -106,7 +106,7 @@ def apply(
                 except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
                     if time.monotonic() > deadline:
                         raise LabError(f"{script['name']}: {describe(error)}") from None
-                    # Let those through who queued behind the attempt.
+                    # The sessions that queued behind the attempt get the lock first.
                     time.sleep(0.05)
                 except psycopg.Error as error:
                     raise LabError(f"{script['name']}: {describe(error)}") from None
@@ -114,9 +114,10 @@ def apply(
 
 
 def take_turns(connection: psycopg.Connection[tuple[object, ...]], timeout_s: float) -> None:
-    """Wait for other runs' scripts to end: CREATE ... IF NOT EXISTS fails beside its like.
+    """Wait for other runs' scripts to end: two CREATE ... IF NOT EXISTS at once may fail.
 
-    What a killed playbook left at work is another run too. The lock ends with the connection.
+    A killed playbook's worker is another run too. The lock ends with the connection. Raises
+    LabError after timeout_s.
     """
     connection.execute(f"SET lock_timeout = {int(timeout_s * 1e3)}")
     try:
@@ -134,15 +135,15 @@ def together(statements: Iterable[sql.Composable]) -> sql.Composed:
 
 def _run(connection: psycopg.Connection[tuple[object, ...]], script: Mapping[str, Any]) -> bool:
     with connection.transaction():
-        connection.execute(_without_what_stands(connection, script["text"]).encode())
+        connection.execute(_without_existing(connection, script["text"]).encode())
         row = connection.execute("SELECT pg_current_xact_id_if_assigned() IS NOT NULL").fetchone()
         return bool(row and row[0])
 
 
-def _without_what_stands(connection: psycopg.Connection[tuple[object, ...]], text: str) -> str:
-    """Leave out the functions of a script that the node has word for word.
+def _without_existing(connection: psycopg.Connection[tuple[object, ...]], text: str) -> str:
+    """Return a script without the functions that the node has word for word.
 
-    CREATE OR REPLACE writes even where nothing changes. A function that is not written as
+    CREATE OR REPLACE writes even where nothing changes. A function that is written otherwise than
     pg_get_functiondef prints it is replaced each time, and counts as a change.
     """
     if not FUNCTION.search(text):
@@ -151,8 +152,8 @@ def _without_what_stands(connection: psycopg.Connection[tuple[object, ...]], tex
         "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE prokind = 'f'"
         " AND pronamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)"
     ).fetchall()
-    standing = {str(definition) for (definition,) in rows}
-    return FUNCTION.sub(lambda match: "" if match[0] in standing else match[0], text)
+    existing = {str(definition) for (definition,) in rows}
+    return FUNCTION.sub(lambda match: "" if match[0] in existing else match[0], text)
 
 
 def describe(error: psycopg.Error) -> str:

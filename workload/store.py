@@ -1,6 +1,6 @@
-"""The report files, $LAB_HOME/reports/*.json: read, have rows replaced, write.
+"""The report files, $LAB_HOME/reports/*.json: read, replace rows, write.
 
-In the core, since each room writes its own: the WAN's measurements, first copies, audits, figures.
+In the core, since several rooms write one: measurements of the WAN, first copies, audits, figures.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from workload.lab import Lab, write_atomically
 
 @dataclass(frozen=True)
 class Report:
-    """A report file; keys are those without which a row is of no use."""
+    """A report file; keys are those that each row must have."""
 
     keys: frozenset[str]
-    #: What writes it anew, once the damaged file is removed.
+    #: What writes the file again, once a damaged one is removed.
     remedy: str
 
 
@@ -42,17 +42,17 @@ REPORTS: Mapping[str, Report] = {
         "phase region requests failures buy_p50_ms buy_slowest_ms look_p50_ms look_slowest_ms",
         "make demo in a new lab measures the steps again",
     ),
-    "residency": _report("phase verdict nodes", "make audit writes it anew"),
+    "residency": _report("phase verdict nodes", "make audit writes it again"),
     "failover": _report("from to", "make failover writes the next one"),
     "cutover": _report(
         "region rows rtt_ms write_pause_ms others_pause_ms acknowledged failed lost",
-        "what it told of past cutovers is gone",
+        "its figures of past cutovers are lost",
     ),
     "partition": _report(
-        "customers purchases seconds write_pause_ms", "what it told of the partitioning is gone"
+        "customers purchases seconds write_pause_ms", "its figures of the partitioning are lost"
     ),
-    "replicas": _report("rows seconds rows_per_s", "what it told of first copies is gone"),
-    "bench": _report("name value unit", "make bench writes it anew"),
+    "replicas": _report("rows seconds rows_per_s", "its figures of first copies are lost"),
+    "bench": _report("name value unit", "make bench writes it again"),
 }
 
 
@@ -93,10 +93,10 @@ def save(lab: Lab, name: str, content: Any) -> None:
 def replace(
     lab: Lab, name: str, key: str, rows: Iterable[Mapping[str, Any]], *values: Any
 ) -> list[dict[str, Any]]:
-    """Write rows in place of those with their value of a key, or with values; return all."""
+    """Replace the rows whose key has a new row's value, or one of values; return all rows."""
     new = [dict(row) for row in rows]
-    taken = {*values, *(row[key] for row in new)}
-    content = [row for row in load(lab, name) if row[key] not in taken] + new
+    replaced = {*values, *(row[key] for row in new)}
+    content = [row for row in load(lab, name) if row[key] not in replaced] + new
     save(lab, name, content)
     return content
 
@@ -116,7 +116,7 @@ def _read(lab: Lab, name: str, kind: type) -> Any:
 
 def _check(lab: Lab, name: str, row: Any) -> None:
     if not isinstance(row, dict):
-        raise _damaged(lab, name, f"{json.dumps(row)[:40]} is no object")
+        raise _damaged(lab, name, f"{json.dumps(row)[:40]} is not an object")
     missing = REPORTS[name].keys - row.keys()
     if missing:
         raise _damaged(lab, name, f"a row has no {', '.join(sorted(missing))}")

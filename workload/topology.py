@@ -1,4 +1,4 @@
-"""What topology.json says: the phase, and where each region's customers go now."""
+"""topology.json: the phase, the nodes' roles, and the nodes that serve each region's customers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from workload.lab import Lab, read_json, write_atomically
 from workload.processes import locked
 from workload.sql import Login
 
-#: The phases in the order of the road.
+#: The phases, in the order in which a lab passes them.
 PHASES = ("before", "expand_eu", "expand_world", "shard", "after")
 
 #: A replica holds copies and takes no customers' writes; a joining node takes no customers at all.
 Role = Literal["primary", "standby", "fenced", "replica", "joining"]
 
-#: The database of the start, in which all stays.
+#: The database of phase before, which all phases use.
 DBNAME = "postgres"
 
 
@@ -32,9 +32,9 @@ class Node:
     region: str
     host: str
     port: int
-    #: Its place in the row of ports.
+    #: Its port's distance from lab_port_base.
     port_offset: int
-    #: The node that it begins as a standby of, or "".
+    #: The node whose standby it is at first, or "".
     follows: str
     #: The name of its container, and of its volume.
     container: str
@@ -78,7 +78,7 @@ def advance(
             trading = dict(regions)
             tables = tables_of(phase)
         else:
-            # Customers come from new countries and regions when there is a place for them.
+            # Customers of new countries and regions begin when the phase is complete.
             trading = {name: known["countries"] for name, known in content["regions"].items()}
             tables = content["tables"]
             if state == "partitioned" and tables == "public":
@@ -143,12 +143,12 @@ def update(lab: Lab, change: Callable[[dict[str, Any]], None], dry_run: bool = F
 
 
 def set_warm_up(lab: Lab, region: str, statement: str) -> None:
-    """Ask a region's customers to run a statement once, in an idle moment; "" takes it back."""
+    """Ask a region's customers to run a statement once, while they are idle; "" asks no more."""
     update(lab, lambda content: content["regions"][region].update(warm_up=statement))
 
 
 def set_roles(lab: Lab, roles: Mapping[str, Role]) -> None:
-    """Change nodes' roles in topology.json, and send each region's customers accordingly."""
+    """Change nodes' roles in topology.json, and so the nodes that customers connect to."""
 
     def change(content: dict[str, Any]) -> None:
         for name, role in roles.items():
@@ -176,9 +176,9 @@ def _serving(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return where a region's customers write and where they read, by the nodes' roles.
 
-    They write to their own region's primary, or else to the first one that there is, and know its
-    standby too. They read at home where something there has their rows: a standby before its
-    primary, or a replica; for others a standby is as far away as its primary.
+    They write to their region's primary, or else to the first primary, and have the address of its
+    standby too. They read in their region where a node there has their rows: a standby before its
+    primary, or a replica. A standby of another region is as far away as its primary.
     """
     nodes = content["nodes"]
     primaries = [node["region"] for node in nodes.values() if node["role"] == "primary"]
@@ -201,18 +201,18 @@ class Region:
     """A region that takes part in this phase."""
 
     name: str
-    #: The countries that its customers come from now; none before there is a place for them.
+    #: The countries of its customers now; none before the region trades.
     countries: tuple[str, ...]
     #: The countries that its partitions are for.
     serves: tuple[str, ...]
     #: {node, host, port, rtt_ms} of each node that may take its writes, the primary first.
     addresses: tuple[Mapping[str, Any], ...]
-    #: The same of each node that its customers read from, best first; none where they read where
-    #: they write.
+    #: The same of each node that its customers read from, best first; none where they read from the
+    #: nodes that they write to.
     reads: tuple[Mapping[str, Any], ...]
-    #: The same of every node of the lab, as configured: a link that was slowed is the WAN's to say.
+    #: The same of every node of the lab, as configured: make wan shows links that were slowed.
     ways: tuple[Mapping[str, Any], ...]
-    #: What its customers are asked to run once, in an idle moment; "" for nothing.
+    #: The statement that its customers run once, while they are idle; "" for none.
     warm_up: str
 
     @property
@@ -242,7 +242,7 @@ class Region:
 
     @property
     def served(self) -> tuple[object, ...]:
-        """What a customer connects anew for, where it changes."""
+        """The addresses; a customer reconnects where they change."""
         return (self.addresses, self.reads)
 
     def node_at(self, port: int) -> str:
@@ -256,7 +256,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Topology:
-    """A lab that reached a phase."""
+    """A lab that has reached a phase."""
 
     lab: Lab
     phase: str
@@ -348,7 +348,7 @@ class Topology:
         return {region.name: region.serves for region in self.all_regions if region.serves}
 
     def origin(self) -> str:
-        """Return the region that the company started in."""
+        """Return the region of the first node, where all rows are at first."""
         return str(next(iter(self.nodes.values()))["region"])
 
     def primaries(self) -> list[str]:
@@ -368,8 +368,8 @@ class Topology:
 
     def primary_of(self, region: str) -> str | None:
         """Return the node of a region that takes its writes, None where they go elsewhere."""
-        found = (name for name in self.primaries() if self.nodes[name]["region"] == region)
-        return next(found, None)
+        nodes = (name for name in self.primaries() if self.nodes[name]["region"] == region)
+        return next(nodes, None)
 
     def is_home(self, region: Region) -> bool:
         """Tell whether a region's customers write to a node of their own region."""
@@ -378,7 +378,7 @@ class Topology:
     def customers_login(self, region: Region, reads: bool = False) -> Login:
         """Return how a region's customers connect, with every node that may serve them.
 
-        With reads, to look. Raises LabError where their password is not readable.
+        reads: whether to read only. Raises LabError where their password is not readable.
         """
         try:
             password = (self.lab.home / self.password_file).read_text()
