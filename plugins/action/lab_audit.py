@@ -1,7 +1,7 @@
-"""Action: say where each region's data is on each node, down to the bytes, or plant its canaries.
+"""Action: report where each region's data is on each node, byte by byte, or plant its canaries.
 
-state audited: prints the findings, writes residency.json, and fails where a region's data is not
-at home. state planted: the phase's canary customers are in each region.
+state audited: prints the result, writes residency.json, and fails where a region's data is not at
+home. state planted: each region has the phase's canaries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workload.audit import canaries, run
 from workload.errors import LabError
 from workload.topology import Topology
 
-#: What the indentation of the terse output leaves.
+#: Columns beside the indentation of the terse output.
 WIDTH = 78
 
 
@@ -25,7 +25,7 @@ class ActionModule(LabAction):
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
         **WHOLE_LAB,
-        # Customers of each region that are looked for; none given, as LAB_AUDIT_SAMPLE says.
+        # Customers of each region in the sample; by default LAB_AUDIT_SAMPLE.
         "sample": {"type": "int"},
         "state": {"type": "str", "choices": ["audited", "planted"], "default": "audited"},
     }

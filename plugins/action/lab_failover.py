@@ -1,4 +1,4 @@
-"""Action: fence a primary, promote its standby, and say what that cost the customers.
+"""Action: fence a primary, promote its standby, and report what customers lost by it.
 
 Returns fence_ms, promote_ms, rto_ms (the longest time without an acknowledged write around it, or
 None where no customer was writing), acknowledged and lost (RPO).

@@ -1,7 +1,7 @@
 """Action: move the rows of the start's tables into the leaf partitions while customers write.
 
 Gives up cleanly, with the lab as it was. Returns figures of the move (customers, purchases,
-write_pause_ms, tries, seconds, extra_bytes); none where it was done before.
+write_pause_ms, tries, seconds, extra_bytes); none where the rows were moved before.
 """
 
 from __future__ import annotations

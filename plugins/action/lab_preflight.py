@@ -1,6 +1,6 @@
 """Action: examine the machine, choose the runtime, and begin the lab.
 
-Fails with one line where something is in the way (a port that is taken, a volume of another lab,
+Fails with one line for an obstacle (a port that is taken, a volume of another lab,
 no engine, no server, a state folder that cannot be written), or with all that is in the way in the
 tables that shard and after move, having changed nothing. Then records
 the lab's name and what it runs on, so that a later run keeps to them, generates missing passwords,
@@ -37,7 +37,7 @@ class ActionModule(LabAction):
         "secrets": {"type": "list", "elements": "str", "default": []},
         # The nodes that the playbook is about to touch.
         "nodes": NODES,
-        # This playbook's place on the road.
+        # The phase that this playbook builds, and the one that it needs.
         "builds": {"type": "str", "default": ""},
         "needs": {"type": "str", "default": ""},
         "allows_fenced": {"type": "bool", "default": False},

@@ -1,6 +1,6 @@
-"""Action: remove what is left of rows that moved: tables, slots, statistics, WAL.
+"""Action: remove the leftovers of rows that moved: tables, slots, statistics, WAL.
 
-And end what was cut short of one customer's move or erasure.
+Also ends an interrupted move or erasure of one customer.
 """
 
 from __future__ import annotations

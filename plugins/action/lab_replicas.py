@@ -25,20 +25,20 @@ class ActionModule(LabAction):
     }
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
-        """Copy what is not there."""
+        """Copy the leaves that a node does not have."""
         topology, password = Topology.load(lab_of(arguments)), arguments["lab"]["password"]
         regions = topology.countries()
         if dry_run and not topology.has_reached("shard"):
             return {"changed": True, "copied": {}}
-        wanted = kept_by(topology, password, regions, arguments["leaves"] == "own")
+        leaves_by_node = kept_by(topology, password, regions, arguments["leaves"] == "own")
         if dry_run:
             current = (
                 is_current(topology, password, node, leaves_of(regions, kept))
-                for node, kept in wanted.items()
+                for node, kept in leaves_by_node.items()
             )
             return {"changed": not all(current), "copied": {}}
         why = conflicts.why(topology, password)
-        copies = replicate(topology, password, regions, wanted, self.say, why)
+        copies = replicate(topology, password, regions, leaves_by_node, self.say, why)
         save(topology.lab, copies)
         for copied in copies:
             self.say(

@@ -2,11 +2,10 @@
 
 The node is named by a login, or is the origin's primary of a lab. Waits until it takes a login,
 then runs each script in a transaction of its own; on a standby none, which gets everything from its
-primary. Reports a
-change exactly where a script wrote something (its transaction got an id), which the community
-modules cannot tell for anything but plain DML; so a script must write only what is not yet as it
-wants it. A dry run rolls back, and takes a node that does not answer for one that is still to
-come. Returns changed_scripts and server_version (as server_version_num).
+primary. Reports a change exactly where a script wrote something (its transaction got an id), which
+the community modules cannot tell for anything but plain DML; so a script must write only what
+differs. A dry run rolls back, and takes a node that does not answer for one that does not exist
+yet. Returns changed_scripts and server_version (as server_version_num).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Action: write a step towards a phase to topology.json, by which the customers find their node.
+"""Action: write a step towards a phase to topology.json, from which customers read their nodes.
 
-The last step of a phase, so that the file never promises what is not there yet.
+The last step of a phase, so that the file never lists what does not exist yet.
 """
 
 from __future__ import annotations

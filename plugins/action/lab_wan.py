@@ -1,4 +1,4 @@
-"""Action: make the lab's relay run with the links that the regions and nodes call for.
+"""Action: ensure that the lab's relay runs with the links that the regions and nodes need.
 
 Starts or reconfigures it and waits until it listens; open connections of links that stay go on,
 and a link that was cut stays cut.
@@ -20,7 +20,7 @@ class ActionModule(LabAction):
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
         **WHOLE_LAB,
-        # In order: a link's port goes by its region's place.
+        # In order: a region's place determines its links' ports.
         "regions": {"type": "list", "elements": "str", "required": True},
         "nodes": NODES,
         "rtt_ms": {"type": "dict", "required": True},
@@ -41,7 +41,7 @@ class ActionModule(LabAction):
         )
         listen = list(arguments["listen"])
         if lab.read_state()["runtime"] == "docker":
-            # Containers cross it too, by the gateway of their network.
+            # Containers connect through the relay too, at their network's gateway.
             listen.append(Engine().gateway(lab.network))
         if dry_run:
             return {"changed": not control.is_current(lab, links, listen)}

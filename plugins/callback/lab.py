@@ -32,7 +32,7 @@ CORE_RELEASE = "2.19."
 
 
 def _find_package() -> None:
-    """Let all plugins import the checkout's package, or end the run with one line.
+    """Make the checkout's package importable by all plugins, or end the run with one line.
 
     Ansible loads this plugin before any other, so that a person's own ansible-playbook works too
     where its Python has what the lab needs.
@@ -78,9 +78,9 @@ class CallbackModule(DefaultCallback):
         return bool(self._display.verbosity == 0)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """Keep the play's name: one without hosts is not worth a line."""
-        # Each task on each host is a fork. A collection there would write to, and so copy, all
-        # that Ansible has in memory, which is a fifth of a run's CPU time.
+        """Keep the play's name, which is printed only where a task runs."""
+        # Each task on each host is a fork. A garbage collection there would write to all pages of
+        # Ansible's memory, and so copy them, which is a fifth of a run's CPU time.
         gc.freeze()
         if not self._terse:
             super().v2_playbook_on_play_start(play)
@@ -103,7 +103,7 @@ class CallbackModule(DefaultCallback):
             self._title = ""
 
     def v2_playbook_on_include(self, included_file: Any) -> None:
-        """Print nothing: the included tasks speak for themselves."""
+        """Print nothing: the included tasks print their own lines."""
         if not self._terse:
             super().v2_playbook_on_include(included_file)
 
@@ -111,7 +111,7 @@ class CallbackModule(DefaultCallback):
         """Print nothing."""
 
     def v2_runner_on_ok(self, result: Any) -> None:
-        """Print a task that did something, or looked and found it done."""
+        """Print a task that changed something, or had nothing to change."""
         if not self._terse:
             super().v2_runner_on_ok(result)
             return
@@ -127,9 +127,9 @@ class CallbackModule(DefaultCallback):
         ):
             return
         if action == "debug":
-            # Said to people, so in lines that they can read; an error stays one line.
-            said = str(result.result.get("msg", ""))
-            for line in said.splitlines():
+            # Text for people, so it is wrapped; an error stays one line.
+            message = str(result.result.get("msg", ""))
+            for line in message.splitlines():
                 self._display.display(
                     textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  ")
                 )
@@ -137,7 +137,7 @@ class CallbackModule(DefaultCallback):
         self._line("changed" if result.result.get("changed") else "ok", result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Print why, in one line; a failure that a rescue answers is only noted."""
+        """Print the reason in one line; a failure that a rescue handles is a retry."""
         if not self._terse:
             super().v2_runner_on_failed(result, ignore_errors)
             return
@@ -152,7 +152,7 @@ class CallbackModule(DefaultCallback):
         self._display.display(f"ERROR {message}", color=C.COLOR_ERROR, stderr=True)
 
     def v2_runner_item_on_ok(self, result: Any) -> None:
-        """Print nothing: a loop only keeps books here."""
+        """Print nothing: the loop's task prints one line."""
         if not self._terse:
             super().v2_runner_item_on_ok(result)
 
@@ -161,7 +161,7 @@ class CallbackModule(DefaultCallback):
         self.v2_runner_on_failed(result)
 
     def v2_playbook_on_no_hosts_remaining(self) -> None:
-        """Print nothing: the failure was printed."""
+        """Print nothing: the failure has its line."""
         if not self._terse:
             super().v2_playbook_on_no_hosts_remaining()
 

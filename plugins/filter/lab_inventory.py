@@ -1,6 +1,6 @@
-"""Filters: what is wrong with an inventory, and what the actions need to know of it.
+"""Filters: an inventory's problems, and its nodes as the actions take them.
 
-Each *_problems filter returns a list of one-line sentences, empty where all is well.
+Each *_problems filter returns a list of one-line sentences, empty where there is no problem.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def role_inputs(roles: str) -> list[str]:
 
 
 def unknown_names(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Name the variables that no role and no part of the lab reads, with the likeliest meant one.
+    """Return a problem for each variable that nothing reads, with the most similar name.
 
-    Ansible takes a misspelt variable for a new one, and the lab would run with a default.
+    Ansible accepts a misspelt variable as a new one, and the lab would use the default.
     """
     expected = MAGIC | set(known)
     problems = []
-    own = {name for name in names if not name.startswith(("ansible_", "__"))}
-    for name in sorted(own - expected):
+    checked = {name for name in names if not name.startswith(("ansible_", "__"))}
+    for name in sorted(checked - expected):
         close = difflib.get_close_matches(name, expected, n=1)
         meant = f"did you mean {close[0]}?" if close else "no role reads it"
         problems.append(f"unknown variable '{name}' in the inventory or --extra-vars: {meant}")
@@ -71,7 +71,7 @@ def unknown_names(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def region_problems(regions: Any) -> list[str]:
-    """Name what is wrong with the regions: their names, their keys, countries claimed twice."""
+    """Return the regions' problems: their names, their keys, countries of two regions."""
     if not isinstance(regions, Mapping):
         return [f"lab_regions is {regions!r}: use a dict of regions, each with its countries"]
     problems = []
@@ -116,7 +116,7 @@ def region_problems(regions: Any) -> list[str]:
 
 
 def node_problems(hosts: Iterable[Mapping[str, Any]], regions: Any) -> list[str]:
-    """Name what is wrong with the nodes' identities: missing, unknown, or shared by two nodes."""
+    """Return the problems of the nodes' identities: missing, unknown, or shared by two nodes."""
     problems = []
     taken: dict[tuple[str, Any], str] = {}
     for host in hosts:
@@ -181,7 +181,7 @@ def rtt_problems(rtt_ms: Any) -> list[str]:
 
 
 def port_problems(base: Any, nodes: int) -> list[str]:
-    """Name what is wrong with the port base."""
+    """Return the problems of the port base."""
     text = str(base)
     if not text.isdigit() or not 1024 <= int(text) <= HIGHEST_PORT - nodes + 1:
         return [f"lab_port_base is '{base}': use a port from 1024 to {HIGHEST_PORT - nodes + 1}"]
@@ -205,7 +205,7 @@ def password_problems(password: str, address: str) -> list[str]:
 
 
 def nodes(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the actions need to know of each node."""
+    """Return each node as the actions take it."""
     return [
         asdict(
             Node(

@@ -1,4 +1,4 @@
-"""Filters: what a server is started and a role is made with."""
+"""Filters: a server's arguments and labels, and a role's password verifier."""
 
 from __future__ import annotations
 
