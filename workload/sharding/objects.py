@@ -10,6 +10,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+#: Seconds to wait for a lock on a table.
+LOCK_TIMEOUT_S = 10
 _OBJECTS = files("workload.sharding").joinpath("sql", "objects.sql").read_text()
 
 
@@ -33,10 +35,13 @@ def read(
 ) -> dict[str, list[Object]]:
     """Return the objects on each table of {key: name}, by its key; "" has what is on none.
 
-    A table that is not there has none.
+    A table that is not there has none. Raises psycopg.errors.LockNotAvailable where a session has
+    locked one for longer than LOCK_TIMEOUT_S.
     """
     names = {name.as_string(connection): key for key, name in tables.items()}
     with connection.transaction():
+        # A definition is read under a lock, which somebody may keep from us for hours.
+        connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
         # All names in definitions are qualified then.
         connection.execute("SET LOCAL search_path = ''")
         row: Any = connection.execute(
