@@ -117,7 +117,7 @@ soak: setup-dev ## Run the tests that take longest (LAB_TEST_SEED= gives random 
 .PHONY: bad-input
 bad-input: setup-dev
 	@$(PYTHON_VENV) -m pytest -q --write-refusals docs/bad-input.md $(ARGS) \
-	  $$(grep -rlx "from tests.fixtures.refusals import Refusal" tests)
+	  $$(grep -rl "^from tests.fixtures.refusals import Refusal" tests)
 
 .PHONY: roles-readme
 roles-readme: setup-dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.fixtures.refusals import DOCUMENT, sections
 from workload.lab import CHECKOUT
 
 AT_LEAST = 60
-IMPORT = "from tests.fixtures.refusals import Refusal"
+IMPORT = re.compile(r"^from tests\.fixtures\.refusals import Refusal", re.MULTILINE)
 
 
 def modules() -> dict[str, Path]:
@@ -20,7 +21,7 @@ def modules() -> dict[str, Path]:
     return {
         (ast.get_docstring(ast.parse(text)) or "").splitlines()[0].rstrip("."): path
         for path in CHECKOUT.glob("tests/*/test_*.py")
-        if IMPORT in (text := path.read_text()).splitlines()
+        if IMPORT.search(text := path.read_text())
     }
 
 
