@@ -1,15 +1,15 @@
--- Schema lab: what the lab itself needs on a node, all of it. Safe to run again: it writes only what
--- is missing. Functions are written as pg_get_functiondef prints them, and workload/sql.py leaves out
--- those that stand on the node word for word.
+-- Schema lab: all tables and functions that the lab itself needs on a node. Safe to run again: it
+-- writes only what is missing. Functions are written as pg_get_functiondef prints them, and
+-- workload/sql.py leaves out those that the node has word for word.
 CREATE SCHEMA IF NOT EXISTS lab;
 
--- The replication barrier: a token is written on one node, and awaited on the others.
+-- The replication barrier: a session writes a token on one node and waits for it on the others.
 CREATE TABLE IF NOT EXISTS lab.marker (id int PRIMARY KEY, token uuid NOT NULL);
 -- Rows were deleted and their bytes are still in the files: written with the deletion, removed when
 -- the files are rewritten (make move, make forget).
 CREATE TABLE IF NOT EXISTS lab.to_scrub (since timestamptz NOT NULL DEFAULT clock_timestamp());
 
--- Waits on the node itself: a caller across the WAN has the answer after one round trip.
+-- Waits on the node itself, so a caller across the WAN gets the answer after one round trip.
 CREATE OR REPLACE FUNCTION lab.await_marker(wanted uuid, timeout_ms integer)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -28,7 +28,7 @@ END
 $function$
 ;
 
--- Whether a region's rows are in a table of this node, be it their home or a copy. 0 RTT.
+-- Whether this node has a region's rows in a table of its own, as their home or as a copy. 0 RTT.
 CREATE OR REPLACE FUNCTION lab.is_here(of_region text)
  RETURNS boolean
  LANGUAGE sql
@@ -66,10 +66,10 @@ END
 $function$
 ;
 
--- Ask regions one question each, all at once, and those whose rows are here meanwhile. A question is
--- a query that gives one jsonb, with %I for the region's schema. A connection that broke since the
--- last time (the far side was restarted, or another node has taken over) is opened again, once.
--- 1 RTT to the farthest.
+-- Send one query to each region at once, and run it here meanwhile for regions whose rows are here.
+-- The query returns one jsonb, with %I for the region's schema. A connection that broke since its
+-- last use (the far side was restarted, or a standby took over) is opened again, once. 1 RTT to the
+-- farthest.
 CREATE OR REPLACE FUNCTION lab.ask(question text, regions text[])
  RETURNS TABLE(region text, answer jsonb)
  LANGUAGE plpgsql
@@ -112,8 +112,8 @@ END
 $function$
 ;
 
--- By UPDATE a customer goes to another country of the region alone; an unknown one is refused by its
--- type.
+-- An UPDATE may move a customer to another country of the same region only. The type of the column
+-- refuses an unknown country.
 CREATE OR REPLACE FUNCTION lab.refuse_move(customer uuid, from_country text, to_country text)
  RETURNS void
  LANGUAGE plpgsql

@@ -11,6 +11,6 @@ CREATE TABLE IF NOT EXISTS purchase (
   amount DECIMAL NOT NULL
 );
 
--- The one addition: without it a customer who looks at their own purchases reads everybody's, and
--- "before" would slow down as it fills, which is not what the lab is to show.
+-- The one addition: without it a read of one customer's purchases scans all purchases, and phase before
+-- would slow down as it fills, which is not what the lab shows.
 CREATE INDEX IF NOT EXISTS purchase_customer_id ON purchase (customer_id);

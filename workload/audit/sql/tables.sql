@@ -1,7 +1,7 @@
 -- Every table of this database that holds rows on this node, with its size and its columns'
 -- types: plain tables, leaf partitions, materialized views and large objects. Foreign tables and
--- partitioned parents hold none; a session's temporary tables only that session can read, and an
--- unlogged table is empty on a standby. global.home says which country is at home where.
+-- partitioned parents hold none. Only its own session can read a temporary table, and an unlogged
+-- table is empty on a standby. global.home is left out: it has the regions' countries.
 SELECT c.oid, n.nspname, c.relname, pg_table_size(c.oid),
   (
     SELECT coalesce(json_object_agg(a.attname, t.typname || ' ' || t.typcategory::text), '{}')

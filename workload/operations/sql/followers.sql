@@ -1,4 +1,4 @@
--- On a node that takes writes: each slot, who reads from it, and how far behind they are.
+-- On a node that takes writes: each slot, the follower that reads it, and its lag.
 -- kept_bytes is the WAL that the server keeps for the slot.
 SELECT s.slot_name, s.slot_type, s.active, coalesce(r.state, ''), coalesce(r.sync_state, ''),
   coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(),

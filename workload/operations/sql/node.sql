@@ -1,4 +1,4 @@
--- What a server says of itself; at_work tells whether a run of the lab holds its lock there.
+-- A server's state; at_work: whether a run of the lab holds its lock there.
 SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS in_recovery,
   (SELECT count(*) FROM pg_stat_activity
    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()) AS connections,

@@ -1,4 +1,4 @@
--- What keeps a node's WAL, or rows that were deleted: slots and prepared transactions. Changes nothing.
+-- Slots and prepared transactions that keep a node's WAL or its deleted rows. Changes nothing.
 SELECT 'slot' AS kind, slot_name::text AS name,
   concat_ws(' and ', 'WAL from ' || restart_lsn,
             'rows since transaction ' || coalesce(xmin, catalog_xmin)) AS holds
