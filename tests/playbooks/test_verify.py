@@ -72,6 +72,19 @@ def test_holds_after_traffic(traded: LabUnderTest) -> None:
         assert (verdict.refused, verdict.unknown, verdict.lost) == (0, 0, 0)
 
 
+def test_it_leaves_no_id_in_a_nodes_files(traded: LabUnderTest, extra_ledger: Ledger) -> None:
+    """The ledger has customers of every region, and verify asks every node for all of them."""
+    keys = [uuid.uuid4() for _ in range(500)]
+    for key in keys:
+        extra_ledger.write("I", "c", key)
+    assert verdicts(traded)["customer"].unknown == len(keys)
+    traded.query("CHECKPOINT")
+    for path in (traded.lab.home / "nodes/eu/data").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [key for key in keys if key.bytes in content], path
+
+
 def test_lost_purchase_is_a_violation_that_names_it(traded: LabUnderTest) -> None:
     key = acknowledged(traded, "p")[3]
     ((customer, amount),) = traded.query(

@@ -83,6 +83,9 @@ def _present(login: Login, keys: Iterable[tuple[str, UUID]]) -> dict[tuple[str, 
             for key in keys:
                 copy.write_row(key)
         connection.execute("CREATE UNIQUE INDEX ON ledger (kind, id)")
+        # Its size alone: statistics, and with them the WAL, would keep ids of every region here.
+        for column in ("kind", "id"):
+            connection.execute(f"ALTER TABLE ledger ALTER {column} SET STATISTICS 0")
         connection.execute("ANALYZE ledger")
         tables = [
             sql.SQL("SELECT {}::text, id FROM {}").format(sql.Literal(kind), name)
