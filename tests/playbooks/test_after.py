@@ -208,7 +208,9 @@ def test_stranger_is_refused_by_the_home_itself(after: LabUnderTest) -> None:
                 )
     for node in ("eu", "us", "jp"):
         for country in ("'xx'", "'US'", "NULL", "''"):
-            with pytest.raises(psycopg.errors.CheckViolation, match="at home in no region"):
+            # Outer joins and variables have NULLs, so the type takes them: the column does not.
+            said = "no partition|not-null" if country == "NULL" else "at home in no region"
+            with pytest.raises(psycopg.errors.IntegrityError, match=said):
                 after.query(
                     f"INSERT INTO global.customer (email, country) VALUES ('a', {country})",
                     NODES[node],

@@ -6,6 +6,7 @@ All problems come in one message. Each says what it is about, what is wrong with
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -17,7 +18,8 @@ from workload.errors import LabError
 from workload.sharding import uncarried
 from workload.sharding.definition import Definition, of_parents
 from workload.sharding.leaves import REGION, STARTED, leaves_of, own_tables
-from workload.sql import Login, connect
+from workload.sharding.objects import LOCK_TIMEOUT_S
+from workload.sql import Login, connect, describe
 from workload.topology import Topology
 
 #: Slots and prepared transactions that keep WAL and deleted rows.
@@ -56,8 +58,9 @@ def check(
             if entry["role"] != "joining":
                 notes.append(f"{node} does not answer, and what is on it was not checked")
             continue
-        with connection:
+        with connection, _one_line(node):
             connection.autocommit = True
+            connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
             is_sharded = _is_sharded(connection)
             problems += _foreign_schemas(connection, node, regions, is_sharded)
             if is_sharded:
@@ -77,6 +80,20 @@ def check(
     if problems:
         raise LabError("; ".join(dict.fromkeys(problems)))
     return notes
+
+
+@contextmanager
+def _one_line(node: str) -> Iterator[None]:
+    """Raise what a node answers as a LabError."""
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable:
+        raise LabError(
+            f"a session on {node} has locked a table for more than {LOCK_TIMEOUT_S} s that is to be"
+            " checked before anything is changed: end it (pg_locks and pg_stat_activity name it)"
+        ) from None
+    except psycopg.Error as error:
+        raise LabError(f"{node}: {describe(error)}") from None
 
 
 def _is_sharded(connection: psycopg.Connection[Any]) -> bool:

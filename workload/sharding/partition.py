@@ -93,6 +93,9 @@ def partition(
         take_turns(connection, timeout_s)
         try:
             if is_partitioned(connection):
+                # The triggers may be those of a rewrite that was killed.
+                capture.disarm(connection)
+                capture.unwatch(connection, timeout_s)
                 _clean_up(connection, timeout_s)
                 return None
             problems = uncarried.on_start(connection) + unknown_countries(connection, regions)
