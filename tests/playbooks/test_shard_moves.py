@@ -50,6 +50,17 @@ def world(all_at_expand_world: LabUnderTest) -> LabUnderTest:
     return all_at_expand_world
 
 
+@pytest.fixture(scope="module")
+def begun(world: LabUnderTest) -> LabUnderTest:
+    """Return the lab after a run of shard that came as far as partitioning, and gave that up."""
+    with psycopg.connect(world.login().conninfo()) as long:
+        long.execute("INSERT INTO customer (email) VALUES ('long@example.com')")
+        play = world.play("shard", "-e", "partition_timeout_s=1")
+        long.rollback()
+    refused(play, "partitioning was given up, nothing is changed: ")
+    return world
+
+
 def assert_unchanged(lab: LabUnderTest) -> None:
     assert lab.query(STATE) == UNCHANGED
     assert Topology.load(lab.lab).phase == "expand_world"
@@ -88,38 +99,38 @@ def test_customers_in_an_unknown_country_are_named(world: LabUnderTest) -> None:
     ],
 )
 def test_what_would_be_left_behind_is_named(
-    world: LabUnderTest, make: str, drop: str, name: str
+    begun: LabUnderTest, make: str, drop: str, name: str
 ) -> None:
-    world.query(make)
+    begun.query(make)
     with pytest.raises(LabError, match=name):
-        partition(world.login(), REGIONS, no_matter)
-    assert_unchanged(world)
-    world.query(drop)
+        partition(begun.login(), REGIONS, no_matter)
+    assert_unchanged(begun)
+    begun.query(drop)
 
 
-def test_a_long_transaction_is_given_in_to(world: LabUnderTest) -> None:
-    with traffic(world, 60):
-        with psycopg.connect(world.login().conninfo()) as long:
+def test_a_long_transaction_is_given_in_to(begun: LabUnderTest) -> None:
+    with traffic(begun, 60):
+        with psycopg.connect(begun.login().conninfo()) as long:
             long.execute(
                 "INSERT INTO purchase (customer_id, amount) SELECT id, 1 FROM customer LIMIT 1"
             )
-            play = world.play("shard", "-e", "partition_timeout_s=1")
+            play = begun.play("shard", "-e", "partition_timeout_s=1")
             refused(play, "partitioning was given up, nothing is changed: ")
-            assert_unchanged(world)
+            assert_unchanged(begun)
         for statement in (
             "INSERT INTO customer (email) VALUES ('long@example.com')",
             "SELECT FROM customer LIMIT 1 FOR SHARE",
         ):
-            with psycopg.connect(world.login().conninfo()) as long:
+            with psycopg.connect(begun.login().conninfo()) as long:
                 long.execute(statement.encode())
                 with pytest.raises(LabError, match="given up, nothing is changed: "):
-                    partition(world.login(), REGIONS, no_matter, 1)
-            assert_unchanged(world)
-        already = acknowledged(world)
-        eventually(lambda: acknowledged(world) > already + 20)
-    failed = [row for row in experience(world).values() if row["failures"]]
+                    partition(begun.login(), REGIONS, no_matter, 1)
+            assert_unchanged(begun)
+        already = acknowledged(begun)
+        eventually(lambda: acknowledged(begun) > already + 20)
+    failed = [row for row in experience(begun).values() if row["failures"]]
     assert not failed
-    assert lost(world) == 0
+    assert lost(begun) == 0
 
 
 def test_a_lock_on_the_whole_table_is_given_in_to(world: LabUnderTest) -> None:
@@ -132,35 +143,35 @@ def test_a_lock_on_the_whole_table_is_given_in_to(world: LabUnderTest) -> None:
     assert_unchanged(world)
 
 
-def test_a_long_transaction_that_begins_meanwhile_is_given_in_to(world: LabUnderTest) -> None:
+def test_a_long_transaction_that_begins_meanwhile_is_given_in_to(begun: LabUnderTest) -> None:
     """It holds the triggers too, so that they stay, and do nothing, until the next run."""
-    long = psycopg.connect(world.login().conninfo())
+    long = psycopg.connect(begun.login().conninfo())
 
     def say(line: str) -> None:
         if line.startswith("eu.customer"):
             long.execute("INSERT INTO customer (email) VALUES ('long@example.com')")
 
     with long, pytest.raises(LabError, match="given up, nothing is changed but for trigger"):
-        partition(world.login(), REGIONS, say, 1)
-    with psycopg.connect(world.login().conninfo(), autocommit=True) as one:
+        partition(begun.login(), REGIONS, say, 1)
+    with psycopg.connect(begun.login().conninfo(), autocommit=True) as one:
         one.execute("SET lock_timeout = '2s'")
         one.execute("INSERT INTO customer (email) VALUES ('after@example.com')")
         one.execute("UPDATE customer SET email = 'later' WHERE email = 'after@example.com'")
         assert one.execute("SELECT count(*) FROM lab.changed").fetchone() == (1,)
-    assert world.query("SELECT to_regclass('eu.customer')") == [(None,)]
-    assert world.query("SELECT count(*) FROM customer WHERE email = 'long@example.com'") != [(0,)]
-    world.query("DELETE FROM customer WHERE email = 'long@example.com'")
+    assert begun.query("SELECT to_regclass('eu.customer')") == [(None,)]
+    assert begun.query("SELECT count(*) FROM customer WHERE email = 'long@example.com'") != [(0,)]
+    begun.query("DELETE FROM customer WHERE email = 'long@example.com'")
 
 
-def test_a_stranger_who_comes_meanwhile_ends_it(world: LabUnderTest) -> None:
+def test_a_stranger_who_comes_meanwhile_ends_it(begun: LabUnderTest) -> None:
     def say(line: str) -> None:
         if line.startswith("eu.customer"):
-            world.query("INSERT INTO customer (email, country) VALUES ('x', 'xx')")
+            begun.query("INSERT INTO customer (email, country) VALUES ('x', 'xx')")
 
     with pytest.raises(LabError, match=r"given up, nothing is changed: .*country 'xx'"):
-        partition(world.login(), REGIONS, say, 5)
-    assert_unchanged(world)
-    world.query("DELETE FROM customer WHERE country = 'xx'")
+        partition(begun.login(), REGIONS, say, 5)
+    assert_unchanged(begun)
+    begun.query("DELETE FROM customer WHERE country = 'xx'")
 
 
 # -- what it takes along -----------------------------------------------------------------------
@@ -246,8 +257,8 @@ def changing(lab: LabUnderTest) -> Iterator[Changer]:
         changer.connection.close()
 
 
-def test_all_that_is_changed_meanwhile_arrives(world: LabUnderTest) -> None:
-    with changing(world) as changer:
+def test_all_that_is_changed_meanwhile_arrives(begun: LabUnderTest) -> None:
+    with changing(begun) as changer:
 
         def say(line: str) -> None:
             # Each step takes long enough for a hundred changes.
@@ -257,54 +268,55 @@ def test_all_that_is_changed_meanwhile_arrives(world: LabUnderTest) -> None:
             if line.startswith("loaded"):
                 changer.ended.set()
 
-        moved = partition(world.login(), REGIONS, say, 30)
+        moved = partition(begun.login(), REGIONS, say, 30)
     assert changer.error is None, changer.error
     assert isinstance(moved, Partitioned)
-    customers = {row[0]: row[1:] for row in world.query("SELECT * FROM customer")}
-    purchases = {row[0]: row[1:] for row in world.query("SELECT * FROM purchase")}
+    customers = {row[0]: row[1:] for row in begun.query("SELECT * FROM customer")}
+    purchases = {row[0]: row[1:] for row in begun.query("SELECT * FROM purchase")}
     assert customers == changer.customers
     assert purchases == changer.purchases
     # Where they belong too, and once.
-    assert world.query(
+    assert begun.query(
         "SELECT count(*) FROM global.purchase p JOIN global.customer c ON c.id = p.customer_id"
         " WHERE c.country = p.country"
     ) == [(len(purchases),)]
-    assert partition(world.login(), REGIONS, no_matter) is None
+    assert partition(begun.login(), REGIONS, no_matter) is None
 
 
-def test_what_is_in_the_partitions_stays_there_whatever_fails(world: LabUnderTest) -> None:
+def test_what_is_in_the_partitions_stays_there_whatever_fails(begun: LabUnderTest) -> None:
     """A move that is done is not undone, not even where it cannot remove the old tables."""
-    world.query(schemas.create(schemas.OLD).as_string(None))
-    world.query("CREATE TABLE retired.customer (id uuid)")
-    world.query("CREATE VIEW retired.kept AS SELECT id FROM retired.customer")
-    rows = world.query("SELECT count(*) FROM customer")
+    begun.query(schemas.create(schemas.OLD).as_string(None))
+    begun.query("CREATE TABLE retired.customer (id uuid)")
+    begun.query("CREATE VIEW retired.kept AS SELECT id FROM retired.customer")
+    rows = begun.query("SELECT count(*) FROM customer")
     with pytest.raises(LabError, match=r"the rows are in their partitions.*retired\.kept"):
-        partition(world.login(), REGIONS, no_matter, 1)
-    assert world.query("SELECT count(*) FROM customer") == rows
-    world.query("DROP VIEW retired.kept")
-    assert partition(world.login(), REGIONS, no_matter) is None
-    world.play_ok("shard")
+        partition(begun.login(), REGIONS, no_matter, 1)
+    assert begun.query("SELECT count(*) FROM customer") == rows
+    begun.query("DROP VIEW retired.kept")
+    assert partition(begun.login(), REGIONS, no_matter) is None
+    begun.play_ok("shard")
     # The ledger's rows are not all there: some were deleted above.
-    assert "AGREES" in world.workload("verify").stdout
+    assert "AGREES" in begun.workload("verify").stdout
 
 
 def test_a_long_transaction_keeps_no_copy_waiting_for_ever(
-    world: LabUnderTest, monkeypatch: pytest.MonkeyPatch
+    begun: LabUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its origin's slot begins when it has ended."""
+    begun.play_ok("shard")
     monkeypatch.setattr(replicas, "CATCH_UP_S", 1)
-    topology = Topology.load(world.lab)
+    topology = Topology.load(begun.lab)
     wanted = {"us": list(REGIONS)}
-    with psycopg.connect(world.login(2).conninfo(), autocommit=True) as connection:
+    with psycopg.connect(begun.login(2).conninfo(), autocommit=True) as connection:
         replicas.unsubscribe(connection)
-    with psycopg.connect(world.login().conninfo()) as long:
+    with psycopg.connect(begun.login().conninfo()) as long:
         long.execute("INSERT INTO global.test (email, country) VALUES ('long@example.com', 'uk')")
         with pytest.raises(LabError, match="transaction that writes is open there for more than 1"):
             replicas.replicate(topology, "password", REGIONS, wanted, no_matter)
     monkeypatch.undo()
     (copied,) = replicas.replicate(topology, "password", REGIONS, wanted, no_matter)
     assert copied.node == "us"
-    assert "AGREES" in world.workload("verify").stdout
+    assert "AGREES" in begun.workload("verify").stdout
 
 
 # -- runs that are cut short -------------------------------------------------------------------
