@@ -112,7 +112,7 @@ def check_demo(clone: Clone, **environ: str) -> str:
     rows = json.loads((clone.lab.home / "reports" / "experience.json").read_text())
     assert {row["operation"] for row in rows} == {"connect", "sign up", "buy", "basket", "read"}
     assert sum(row["failures"] for row in rows) == 0
-    # They traded while each phase was reached, too, and the cut-overs were under way.
+    # They traded while each phase was reached, too, and the cutovers were under way.
     taken = json.loads((clone.lab.home / "reports" / "steps.json").read_text())
     assert [(row["phase"], row["region"]) for row in taken] == [
         *((phase, "eu") for phase in ("expand_eu", "expand_world")),

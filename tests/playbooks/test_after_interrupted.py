@@ -54,7 +54,7 @@ def test_killed_runs_and_servers_converge(new_lab: Callable[..., LabUnderTest]) 
         for phase in ("before", "expand_eu", "expand_world"):
             lab.play_ok(phase)
         with traffic(lab, 240, users=20):
-            # The playbook, three times: anywhere before the cut-over, in it, and right after it.
+            # The playbook, three times: anywhere before the cutover, in it, and right after it.
             for moment in ("", ENTERED, SWAPPED):
                 run = lab.start("after")
                 if moment:

@@ -66,5 +66,5 @@ def test_gives_up_where_the_last_rows_do_not_arrive(sharded: LabUnderTest, state
     assert len(errors) == 1, said
     # A slow link may be too slow for the connection that waits for the last row.
     late = "us's node did not have the last row|connection timeout"
-    assert re.search(late if state == "slow" else "cut-over of us", said)
+    assert re.search(late if state == "slow" else "cutover of us", said)
     assert_not_begun(sharded, "us")

@@ -1,4 +1,4 @@
-"""Phase expand_eu and its drills: the standby, fail-over and rejoin, played for real."""
+"""Phase expand_eu and its drills: the standby, failover and rejoin, played for real."""
 
 from __future__ import annotations
 

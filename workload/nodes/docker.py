@@ -175,39 +175,39 @@ class Engine:
     def publishes(self, container: str, port: int) -> bool:
         """Tell whether a running container is the one that publishes a port of this machine."""
         try:
-            found = self.client.containers.get(container)
+            running = self.client.containers.get(container)
         except docker.errors.NotFound:
             return False
-        ports: dict[str, list[dict[str, str]] | None] = found.ports
-        return found.status in ("running", "paused") and any(
+        ports: dict[str, list[dict[str, str]] | None] = running.ports
+        return running.status in ("running", "paused") and any(
             binding["HostPort"] == str(port) for bound in ports.values() for binding in bound or []
         )
 
-    def have_network(self, lab: Lab, name: str, dry_run: bool = False) -> bool:
+    def ensure_network(self, lab: Lab, name: str, dry_run: bool = False) -> bool:
         """Ensure exactly one network of a name; return whether anything had to be done for it.
 
         Raises LabError where one is not this lab's, or where the engine can make none.
         """
         # An engine would make a second one of the same name: one run at a time.
         with contextlib.nullcontext() if dry_run else locked(lab.home):
-            found = self.client.networks.list(names=[name])
-            found = [network for network in found if network.name == name]
-            for network in found:
+            twins = self.client.networks.list(names=[name])
+            twins = [network for network in twins if network.name == name]
+            for network in twins:
                 labels = network.attrs.get("Labels") or {}
                 if not is_ours(lab, labels):
                     raise LabError(
                         f"network {name} belongs to {owner(labels)}: choose another LAB_NAME, or"
                         " remove it"
                     )
-            if len(found) == 1 or dry_run:
-                return len(found) != 1
-            for network in found:
+            if len(twins) == 1 or dry_run:
+                return len(twins) != 1
+            for network in twins:
                 network.reload()
-            found.sort(key=lambda network: not network.attrs["Containers"])
+            twins.sort(key=lambda network: not network.attrs["Containers"])
             try:
-                for twin in found[1:]:
+                for twin in twins[1:]:
                     twin.remove()
-                if not found:
+                if not twins:
                     self.client.networks.create(name, labels=lab.labels)
             except docker.errors.APIError as error:
                 raise LabError(f"network {name} cannot be made: {reason(error)}") from error

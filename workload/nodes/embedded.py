@@ -73,15 +73,15 @@ def find_bin_dir(asked: str = "") -> Path:
 def server_version(bin_dir: Path) -> tuple[int, int]:
     """Return (major, minor) of the server in a folder; raises LabError where it does not run."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [bin_dir / "postgres", "--version"], capture_output=True, text=True, check=False
         )
     except OSError as error:
         raise LabError(f"{bin_dir}/postgres does not run: {error}") from error
-    found = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", done.stdout)
-    if not found:
-        raise LabError(f"{bin_dir}/postgres does not run: {last_line(done.stderr)}")
-    return int(found[1]), int(found[2] or 0)
+    version = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", process.stdout)
+    if not version:
+        raise LabError(f"{bin_dir}/postgres does not run: {last_line(process.stderr)}")
+    return int(version[1]), int(version[2] or 0)
 
 
 def last_line(text: str) -> str:
@@ -144,7 +144,7 @@ class EmbeddedServer:
 
     def processes(self) -> list[psutil.Process]:
         """Return every process at work in this data directory, orphans of a dead one too."""
-        found, here = [], str(self.data.resolve())
+        processes, here = [], str(self.data.resolve())
         # Not process_iter: it takes a recycled id for the process that had it before.
         for pid in psutil.pids():
             with contextlib.suppress(psutil.Error, OSError):
@@ -152,8 +152,8 @@ class EmbeddedServer:
                 # A server outlives its data directory by up to a minute.
                 is_here = process.cwd() in (here, f"{here} (deleted)")
                 if is_here and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
     def listening_port(self) -> int | None:
         """Return the port in postmaster.pid, which tells of the server that wrote it last."""
@@ -213,7 +213,7 @@ class EmbeddedServer:
             (scratch / "postgresql.auto.conf").touch()
             config = scratch / "postgresql.conf"
             config.write_text(self.configuration()[self.base / "postgresql.conf"])
-            done = subprocess.run(
+            process = subprocess.run(
                 [
                     *run_as(),
                     self.bin_dir / "postgres",
@@ -224,10 +224,10 @@ class EmbeddedServer:
                 text=True,
                 check=False,
             )
-        if done.returncode:
+        if process.returncode:
             raise LabError(
                 f"node {self.base.name} is left as it is, since its server refuses the settings:"
-                f" {fatal_line(done.stderr)}"
+                f" {fatal_line(process.stderr)}"
             )
 
     def configure(self) -> bool:
@@ -262,7 +262,7 @@ class EmbeddedServer:
         secret.touch(mode=0o600)
         try:
             secret.write_text(password)
-            done = subprocess.run(
+            process = subprocess.run(
                 [
                     *run_as(),
                     self.bin_dir / "initdb",
@@ -281,9 +281,9 @@ class EmbeddedServer:
             )
         finally:
             secret.unlink()
-        if done.returncode:
+        if process.returncode:
             shutil.rmtree(part, ignore_errors=True)
-            raise LabError(f"initdb failed in {self.base}: {last_line(done.stderr)}")
+            raise LabError(f"initdb failed in {self.base}: {last_line(process.stderr)}")
         part.rename(self.data)
         return True
 
@@ -311,13 +311,13 @@ class EmbeddedServer:
                 detach(child)
                 return True
             except LabError:
-                said = self._log_since(before)
-                leftovers = "shared memory block" in said or "postmaster.pid" in said
+                log = self._log_since(before)
+                leftovers = "shared memory block" in log or "postmaster.pid" in log
                 # The kernel gives a dead server's port free a moment after it is a zombie.
-                in_use = "Address already in use" in said and time.monotonic() < began + PORT_S
+                in_use = "Address already in use" in log and time.monotonic() < began + PORT_S
                 if not (leftovers or in_use) or time.monotonic() > deadline:
                     raise LabError(
-                        f"the server in {self.base} does not start: {fatal_line(said)}"
+                        f"the server in {self.base} does not start: {fatal_line(log)}"
                     ) from None
                 time.sleep(0.1)
 

@@ -83,7 +83,7 @@ def check_road(lab: Lab, builds: str, needs: str, allows_fenced: bool) -> bool:
     """Return whether the lab is past the phase that a playbook builds, so that it has no work.
 
     builds and needs are phases, or "" for a drill and for the first. Raises LabError where the
-    phase that it needs is not reached, or where it would start a node that a fail-over fenced.
+    phase that it needs is not reached, or where it would start a node that a failover fenced.
     """
     phase = lab.read_phase()
     if phase is not None and phase not in PHASES:
@@ -102,7 +102,7 @@ def check_road(lab: Lab, builds: str, needs: str, allows_fenced: bool) -> bool:
     fenced = [name for name, role in lab.read_roles().items() if role == "fenced"]
     if fenced and not allows_fenced:
         raise LabError(
-            f"node {fenced[0]} is fenced since a fail-over: play playbooks/rejoin.yml first"
+            f"node {fenced[0]} is fenced since a failover: play playbooks/rejoin.yml first"
         )
     return False
 
@@ -148,7 +148,7 @@ def begin(lab: Lab, machine: Mapping[str, Any], secrets: list[str], dry_run: boo
     missing = [name for name in secrets if not lab.secret_file(name).exists()]
     changed = lab.read_state() != begun or bool(missing)
     if machine["runtime"] == "docker":
-        changed |= Engine().have_network(lab, lab.network, dry_run)
+        changed |= Engine().ensure_network(lab, lab.network, dry_run)
     if changed and not dry_run:
         write_atomically(lab.home / "lab.json", json.dumps(begun) + "\n")
         for name in missing:
@@ -197,25 +197,25 @@ def choose_runtime(
             f"lab_runtime is '{asked}', but this lab was begun as '{begun}': make teardown first,"
             " or choose another LAB_NAME"
         )
-    wanted = begun or asked
+    runtime = begun or asked
     why = f"this lab was begun so ({lab.home})" if begun else "asked for"
-    if wanted in ("docker", "auto"):
+    if runtime in ("docker", "auto"):
         try:
             engine = Engine()
             image = _usable(engine, engine.find_image(images), is_new=not begun)
         except LabError as error:
-            if wanted == "docker":
+            if runtime == "docker":
                 raise LabError(f"lab_runtime is 'docker', but {error}") from None
             why = str(error)
         else:
-            if wanted == "auto":
+            if runtime == "auto":
                 state = "is on this machine" if image.present else "can be pulled"
                 why = f"a Docker engine answers and image {image.name} {state}"
             choice = {"image": image.name, "image_present": image.present, "bin_dir": ""}
             return {"runtime": "docker", "why": why, **choice}, engine
-    found = embedded.find_bin_dir(bin_dir)
+    programs = embedded.find_bin_dir(bin_dir)
     embedded.run_as()
-    choice = {"image": "", "image_present": False, "bin_dir": str(found)}
+    choice = {"image": "", "image_present": False, "bin_dir": str(programs)}
     return {"runtime": "embedded", "why": why, **choice}, None
 
 

@@ -179,7 +179,7 @@ class EmbeddedNode(NodeServer):
     ) -> bytes:
         """Run a script as the user that PostgreSQL agrees to run as."""
         self.server.base.mkdir(parents=True, exist_ok=True, mode=0o700)
-        done = subprocess.run(
+        process = subprocess.run(
             [*run_as(), "/bin/sh", "-eu", "-c", script],
             env={
                 **os.environ,
@@ -192,10 +192,10 @@ class EmbeddedNode(NodeServer):
             check=False,
             timeout=SCRIPT_TIMEOUT_S,
         )
-        if done.returncode:
-            said = (done.stderr or done.stdout).decode(errors="replace")
-            raise LabError(f"{self.place.node}: {last_line(said)}")
-        return done.stdout
+        if process.returncode:
+            output = (process.stderr or process.stdout).decode(errors="replace")
+            raise LabError(f"{self.place.node}: {last_line(output)}")
+        return process.stdout
 
     def identity(self) -> int | None:
         """Read the control file."""
@@ -357,12 +357,12 @@ class DockerNode(NodeServer):
     def log_bytes(self) -> bytes | None:
         """Ask the engine for what the container has said."""
         try:
-            said: bytes = self.engine.client.containers.get(self.place.container).logs()
+            output: bytes = self.engine.client.containers.get(self.place.container).logs()
         except docker.errors.NotFound:
             return None
         except docker.errors.APIError as error:
             raise LabError(f"{self.place.node}: its log cannot be read: {error}") from error
-        return said
+        return output
 
 
 def archive(path: str, content: bytes, mode: int = 0o644) -> bytes:

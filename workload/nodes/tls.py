@@ -55,12 +55,12 @@ def host_name(region: str) -> str:
 def ensure_certificates(lab: Lab, regions: list[str]) -> bool:
     """Ensure the authority and each region's certificate and key; return whether any was made."""
     folder = lab.home / "secrets" / "tls"
-    made = False
+    created = False
     if not (folder / "ca.crt").exists():
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _certificate(f"geo-sharding-lab {lab.name}", key, None, None)
         _save(folder, "ca", key, certificate)
-        made = True
+        created = True
     for region in regions:
         if not (folder / f"{region}.crt").exists():
             authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
@@ -69,8 +69,8 @@ def ensure_certificates(lab: Lab, regions: list[str]) -> bool:
                 raise LabError(f"{folder}/ca.key is no key of this lab: make teardown")
             key = ec.generate_private_key(ec.SECP256R1())
             _save(folder, region, key, _certificate(host_name(region), key, authority, signer))
-            made = True
-    return made
+            created = True
+    return created
 
 
 def install(lab: Lab, region: str, server: NodeServer, login: Login) -> bool:

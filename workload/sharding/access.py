@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -116,7 +117,7 @@ def prepare(setup: Setup) -> bool:
     Raises LabError with the node that it went wrong on.
     """
     topology = setup.topology
-    made = tls.ensure_certificates(topology.lab, list(setup.regions))
+    created = tls.ensure_certificates(topology.lab, list(setup.regions))
 
     def secure(name: str) -> bool:
         login = topology.operator_login(name, setup.password)
@@ -124,39 +125,39 @@ def prepare(setup: Setup) -> bool:
         return tls.install(topology.lab, region, server_of(topology, name), login)
 
     alive = [name for name, node in topology.nodes.items() if node["role"] != "fenced"]
-    done = [made, _on_each(alive, secure)]
+    steps = [created, _on_each(alive, secure)]
     definitions = _definitions(setup)
-    # First everybody who is gone to, then who goes there.
-    done.append(_on_each(setup.writable(), lambda name: _prepare_node(setup, name, definitions)))
-    found = _found_regions(setup)
-    if found:
+    # The nodes that are connected to come first, then those that connect.
+    steps.append(_on_each(setup.writable(), lambda name: _prepare_node(setup, name, definitions)))
+    founded = _found_regions(setup)
+    if founded:
         setup = replace(setup, topology=Topology.load(topology.lab))
-    done += [found, point_servers(setup)]
-    done.append(_on_each(setup.writable(), lambda name: _replace_copies(setup, name, definitions)))
+    steps += [founded, point_servers(setup)]
+    steps.append(_on_each(setup.writable(), lambda name: _replace_copies(setup, name, definitions)))
     # Countries that are new: at home first, so that it knows them before rows are sent there.
     for kind in ("r", "f"):
-        done.append(_on_each(setup.writable(), lambda name, kind=kind: _rebound(setup, name, kind)))  # type: ignore[misc]
-    return any(done)
+        steps.append(_on_each(setup.writable(), partial(_rebound, setup, kind)))
+    return any(steps)
 
 
 def _on_each(names: Sequence[str], work: Callable[[str], bool]) -> bool:
     """Do work for nodes at the same time; return whether any of it changed something."""
-    done: list[bool] = []
+    changes: list[bool] = []
 
     def job(name: str) -> Callable[[], None]:
         def run() -> None:
             try:
-                done.append(work(name))
+                changes.append(work(name))
             except psycopg.Error as error:
                 raise LabError(f"{name}: {describe(error)}") from None
 
         return run
 
     in_parallel([job(name) for name in names])
-    return any(done)
+    return any(changes)
 
 
-def _rebound(setup: Setup, name: str, kind: str) -> bool:
+def _rebound(setup: Setup, kind: str, name: str) -> bool:
     with setup.connect(name) as connection:
         return rebound(connection, leaves_of(setup.regions), kind, LOCKS_S)
 
@@ -194,7 +195,7 @@ def _prepare_node(setup: Setup, name: str, definitions: Mapping[str, Definition]
     """Ensure a node's extensions, the roles that others log in as, and its parents' columns."""
     with setup.connect(name) as connection:
         take_turns(connection, LOCKS_S)
-        done = False
+        changed = False
         for extension in ("postgres_fdw", "dblink"):
             row = connection.execute(
                 "SELECT FROM pg_extension WHERE extname = %s", (extension,)
@@ -203,18 +204,18 @@ def _prepare_node(setup: Setup, name: str, definitions: Mapping[str, Definition]
                 connection.execute(
                     sql.SQL("CREATE EXTENSION {} SCHEMA public").format(sql.Identifier(extension))
                 )
-                done = True
+                changed = True
         for role in foreign.SECRETS:
             password_verifier = verifier(setup.secret(role), role)
             for region in setup.regions:
-                done |= foreign.ensure_role(connection, role, password_verifier, region)
+                changed |= foreign.ensure_role(connection, role, password_verifier, region)
         for leaf in leaves_of(setup.regions):
             if foreign.relkind(connection, leaf) == "r":
-                done |= _grant_customers(connection, leaf, setup.customers_role)
-        done |= give_parents_columns(connection, definitions)
+                changed |= _grant_customers(connection, leaf, setup.customers_role)
+        changed |= give_parents_columns(connection, definitions)
         for table in TABLES:
-            done |= keep_no_statistics(connection, sql.Identifier("global", table))
-        return done
+            changed |= keep_no_statistics(connection, sql.Identifier("global", table))
+        return changed
 
 
 def point_servers(setup: Setup, nodes: Sequence[str] = ()) -> bool:
@@ -222,7 +223,7 @@ def point_servers(setup: Setup, nodes: Sequence[str] = ()) -> bool:
 
     nodes: whose servers, without it those of all.
     """
-    done = []
+    changes = []
     mappings = {
         setup.customers_role: (foreign.CUSTOMERS_ROLE, setup.secret(foreign.CUSTOMERS_ROLE)),
         "postgres": (foreign.OPERATOR_ROLE, setup.secret(foreign.OPERATOR_ROLE)),
@@ -232,10 +233,10 @@ def point_servers(setup: Setup, nodes: Sequence[str] = ()) -> bool:
             for region in setup.regions:
                 if region != setup.topology.nodes[name]["region"]:
                     options = server_options(setup.topology, name, region)
-                    done.append(foreign.ensure_server(connection, region, options, mappings))
+                    changes.append(foreign.ensure_server(connection, region, options, mappings))
     if not nodes:
-        done.append(_stop_forwarding(setup))
-    return any(done)
+        changes.append(_stop_forwarding(setup))
+    return any(changes)
 
 
 def _stop_forwarding(setup: Setup) -> bool:
@@ -245,15 +246,15 @@ def _stop_forwarding(setup: Setup) -> bool:
     stays on until the next run.
     """
     topology = setup.topology
-    done = []
+    changes = []
     with setup.connect(topology.origin_primary()) as connection:
         for region in setup.regions:
             if region == topology.origin() or not topology.primary_of(region):
                 continue
             if foreign.forwarding_roles(connection, region) and _has_emptied(setup, connection):
                 foreign.revoke_forwarding(connection, region)
-                done.append(region)
-    return bool(done)
+                changes.append(region)
+    return bool(changes)
 
 
 def _has_emptied(setup: Setup, connection: psycopg.Connection[Any]) -> bool:
@@ -273,12 +274,12 @@ def _has_emptied(setup: Setup, connection: psycopg.Connection[Any]) -> bool:
     ).fetchone()
 
     def is_empty() -> bool:
-        found: Any = connection.execute(
+        answer: Any = connection.execute(
             "SELECT clock_timestamp() > %(moment)s AND NOT EXISTS (SELECT FROM pg_stat_activity"
             " WHERE usename = ANY(%(roles)s) AND xact_start <= %(moment)s)",
             {"moment": row[0], "roles": list(foreign.SECRETS)},
         ).fetchone()
-        return bool(found[0])
+        return bool(answer[0])
 
     try:
         poll(is_empty, FORWARD_DRAIN_S, "")
@@ -294,15 +295,15 @@ def _replace_copies(setup: Setup, name: str, definitions: Mapping[str, Definitio
     """
     topology = setup.topology
     own = topology.nodes[name]["region"]
-    done = False
+    changed = False
     with setup.connect(name) as connection:
         for region in setup.regions:
             leaves = leaves_of(setup.regions, [region])
             kinds = {leaf: foreign.relkind(connection, leaf) for leaf in leaves}
             if region == own:
                 continue
-            found = set(kinds.values())
-            if found == {"f"} or (own == topology.origin() and "r" in found):
+            relkinds = set(kinds.values())
+            if relkinds == {"f"} or (own == topology.origin() and "r" in relkinds):
                 continue
             foreign.stage(connection, leaves, definitions)
             staged = schemas.STAGED.format(region=region)
@@ -316,8 +317,8 @@ def _replace_copies(setup: Setup, name: str, definitions: Mapping[str, Definitio
             for leaf in leaves:
                 swap += [foreign.unstage(leaf), leaf.attach()]
             exclusively(connection, parents(), swap, LOCKS_S)
-            done = True
-    return done
+            changed = True
+    return changed
 
 
 def _make_home(

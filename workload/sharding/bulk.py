@@ -143,12 +143,12 @@ def pump(
     copy_in = sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(part.into)
     source, target = reader.pgconn, writer.pgconn
     # libpq itself: a psycopg Copy would spend more time on each row than both servers do.
-    for connection, statement, wanted in (
+    for connection, statement, expected in (
         (source, copy_out.as_bytes(reader), ExecStatus.COPY_OUT),
         (target, copy_in.as_bytes(writer), ExecStatus.COPY_IN),
     ):
         result = connection.exec_(statement)
-        if result.status != wanted:
+        if result.status != expected:
             raise LabError(f"{part.name}: {_message(result.error_message)}")
     # Bound once: this is done for each row.
     get, rows, length = source.get_copy_data, range(ROWS), 0
@@ -201,5 +201,5 @@ def run_all(login: Login, jobs: Sequence[Sequence[sql.Composed]], workers: int =
 
 
 def _message(text: bytes | str) -> str:
-    said = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return " ".join(said.split()) or "the connection broke"
+    message = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return " ".join(message.split()) or "the connection broke"

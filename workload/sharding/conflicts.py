@@ -99,9 +99,9 @@ def find(topology: Topology, password: str, node: str) -> Conflict | None:
             source.autocommit = True
             changes = _next_transaction(source, slot(node), *applied)
         for change in changes:
-            found = _try(replica, change)
-            if found is not None:
-                error, key, local = found
+            conflict = _try(replica, change)
+            if conflict is not None:
+                error, key, local = conflict
                 return Conflict(
                     SUBSCRIPTION, node, origin, change.schema, change.table, key,
                     change.values, local, error,

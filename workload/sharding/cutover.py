@@ -78,14 +78,14 @@ def cut_over(setup: Setup, region: str, say: Say, timeout_s: float = LOCKS_S) ->
     try:
         with setup.connect(topology.origin_primary()) as old, setup.connect(node) as new:
             take_turns(old, LOCKS_S)
-            done = None
+            moved = None
             if foreign.relkind(old, leaves[0]) == "r":
-                done = _move(setup, old, new, node, leaves, say, timeout_s)
+                moved = _move(setup, old, new, node, leaves, say, timeout_s)
             if topology.nodes[node]["role"] != "primary":
                 set_roles(topology.lab, {node: "primary"})
-            return done
+            return moved
     except psycopg.Error as error:
-        raise LabError(f"cut-over of {region}: {describe(error)}") from None
+        raise LabError(f"cutover of {region}: {describe(error)}") from None
 
 
 def open_gates(setup: Setup, say: Say) -> float:
@@ -137,17 +137,17 @@ def _move(
 
     def await_arrival() -> None:
         if not barrier.await_arrival(new, barrier.write(old), CATCH_UP_S):
-            raise LabError(f"cut-over of {region}: {node} is more than {CATCH_UP_S:.0f} s behind")
+            raise LabError(f"cutover of {region}: {node} is more than {CATCH_UP_S:.0f} s behind")
 
     await_arrival()
     definitions = of_leaves(old, region)
     for leaf in leaves:
         carry_objects(new, leaf, definitions[leaf.table])
-    found = [
+    agreements = [
         checksum.agree(old, new, leaf, definitions[leaf.table], await_arrival) for leaf in leaves
     ]
-    rows = sum(agreed.rows for agreed in found)
-    extra = sum(agreed.extra for agreed in found)
+    rows = sum(agreed.rows for agreed in agreements)
+    extra = sum(agreed.extra for agreed in agreements)
     more = f", and {extra:,} that were written to {node} directly stay there" if extra else ""
     reached("cutover.agreed")
     say(f"{region}: {rows:,} rows agree on both sides{more}")
@@ -276,26 +276,29 @@ def _swap(
 
 def _hang_up(connection: psycopg.Connection[Any]) -> None:
     """End a connection that another thread waits on."""
-    with socket.socket(fileno=os.dup(connection.fileno())) as found, contextlib.suppress(OSError):
-        found.shutdown(socket.SHUT_RDWR)
+    with (
+        socket.socket(fileno=os.dup(connection.fileno())) as connected,
+        contextlib.suppress(OSError),
+    ):
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def receipt(
-    done: CutOver,
+    moved: CutOver,
     copied: Mapping[str, Any],
     acknowledged: int,
     failed: int,
     lost: int,
     doubled: int,
 ) -> dict[str, Any]:
-    """Return the row of cutover.json: the cut-over, its copy, and the customers' ledger.
+    """Return the row of cutover.json: the cutover, its copy, and the customers' ledger.
 
     failed: writes that were refused or stayed in doubt while it went on; acknowledged, lost and
     doubled: of all that there ever were.
     """
     return {
-        **asdict(done),
-        "rows_copied": copied.get("rows", done.rows),
+        **asdict(moved),
+        "rows_copied": copied.get("rows", moved.rows),
         "copy_rows_per_s": copied.get("rows_per_s"),
         "acknowledged": acknowledged,
         "failed": failed,

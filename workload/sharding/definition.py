@@ -43,12 +43,12 @@ class Column:
     comment: str | None = None
 
     @classmethod
-    def of(cls, found: Object) -> Column:
+    def of(cls, item: Object) -> Column:
         """Return a column as the catalogue has it."""
-        detail = found.detail
+        detail = item.detail
         return cls(
-            name=found.name,
-            type=found.definition,
+            name=item.name,
+            type=item.definition,
             **{
                 key: detail[key]
                 for key in (
@@ -113,8 +113,8 @@ class Definition:
         """Return the statements that make a leaf without keys, with the CHECK of its countries."""
         options = [
             option
-            for found in of_kind(self.objects, "table")
-            for option in found.detail["options"]
+            for item in of_kind(self.objects, "table")
+            for option in item.detail["options"]
         ]  # fmt: skip
         create = sql.SQL("CREATE TABLE {} ({}, {}){}").format(
             leaf.identifier(),
@@ -129,70 +129,66 @@ class Definition:
         """Return the statements that make its keys, indexes, CHECKs and extended statistics."""
         name = leaf.identifier()
         statements: list[sql.Composable] = []
-        for found in of_kind(self.objects, "constraint"):
-            if found.detail["type"] != "f":
+        for item in of_kind(self.objects, "constraint"):
+            if item.detail["type"] != "f":
                 statements.append(
                     sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(
-                        name, sql.Identifier(found.name), sql.SQL(found.definition)
+                        name, sql.Identifier(item.name), sql.SQL(item.definition)
                     )
                 )
-                if found.detail["options"]:
+                if item.detail["options"]:
                     statements.append(
                         sql.SQL("ALTER INDEX {} SET ({})").format(
-                            sql.Identifier(leaf.schema, found.name),
-                            sql.SQL(", ".join(found.detail["options"])),
+                            sql.Identifier(leaf.schema, item.name),
+                            sql.SQL(", ".join(item.detail["options"])),
                         )
                     )
-                statements += _comment(
-                    "CONSTRAINT {} ON {}", found, sql.Identifier(found.name), name
-                )
-        for found in of_kind(self.objects, "index"):
+                statements += _comment("CONSTRAINT {} ON {}", item, sql.Identifier(item.name), name)
+        for item in of_kind(self.objects, "index"):
             statements.append(
                 sql.SQL("CREATE {}INDEX {} ON {} {}").format(
-                    sql.SQL("UNIQUE " if found.detail["is_unique"] else ""),
-                    sql.Identifier(found.name),
+                    sql.SQL("UNIQUE " if item.detail["is_unique"] else ""),
+                    sql.Identifier(item.name),
                     name,
-                    sql.SQL(found.definition),
+                    sql.SQL(item.definition),
                 )
             )
-            statements += _comment("INDEX {}", found, sql.Identifier(leaf.schema, found.name))
-        for found in of_kind(self.objects, "statistics"):
-            statistics = sql.Identifier(leaf.schema, found.name)
+            statements += _comment("INDEX {}", item, sql.Identifier(leaf.schema, item.name))
+        for item in of_kind(self.objects, "statistics"):
+            statistics = sql.Identifier(leaf.schema, item.name)
             statements.append(
                 sql.SQL("CREATE STATISTICS {} {} FROM {}").format(
-                    statistics, sql.SQL(found.definition), name
+                    statistics, sql.SQL(item.definition), name
                 )
             )
-            if found.detail["target"] is not None:
-                target = sql.Literal(found.detail["target"])
+            if item.detail["target"] is not None:
+                target = sql.Literal(item.detail["target"])
                 statements.append(
                     sql.SQL("ALTER STATISTICS {} SET STATISTICS {}").format(statistics, target)
                 )
-            statements += _comment("STATISTICS {}", found, statistics)
+            statements += _comment("STATISTICS {}", item, statistics)
         return [sql.Composed([each]) for each in [*statements, *self._marks(leaf)]]
 
     def references(self, leaf: Leaf) -> list[sql.Composed]:
         """Return the statements that make its foreign keys; they need the region's other keys."""
         statements: list[sql.Composable] = []
-        for found in of_kind(self.objects, "constraint"):
-            if found.detail["type"] == "f":
-                before, target, after = found.definition.partition(
-                    f" REFERENCES {found.detail['refers_to']}("
+        for item in of_kind(self.objects, "constraint"):
+            if item.detail["type"] == "f":
+                before, target, after = item.definition.partition(
+                    f" REFERENCES {item.detail['refers_to']}("
                 )
                 if not target:
-                    raise LabError(
-                        f"foreign key {found.name}: {found.definition} is not understood"
-                    )
+                    raise LabError(f"foreign key {item.name}: {item.definition} is not understood")
                 # Between leaves of one region, by the tables' own names.
-                refers_to = sql.Identifier(leaf.schema, _name_of(found.detail["refers_to"]))
+                refers_to = sql.Identifier(leaf.schema, _name_of(item.detail["refers_to"]))
                 statements.append(
                     sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} REFERENCES {}({}").format(
-                        leaf.identifier(), sql.Identifier(found.name), sql.SQL(before), refers_to,
+                        leaf.identifier(), sql.Identifier(item.name), sql.SQL(before), refers_to,
                         sql.SQL(after),
                     )
                 )  # fmt: skip
                 statements += _comment(
-                    "CONSTRAINT {} ON {}", found, sql.Identifier(found.name), leaf.identifier()
+                    "CONSTRAINT {} ON {}", item, sql.Identifier(item.name), leaf.identifier()
                 )
         return [sql.Composed([each]) for each in statements]
 
@@ -203,11 +199,11 @@ class Definition:
             sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(leaf.identifier(), to),
             *(
                 sql.SQL("ALTER STATISTICS {} SET SCHEMA {}").format(
-                    sql.Identifier(leaf.schema, found.name), to
+                    sql.Identifier(leaf.schema, item.name), to
                 )
-                for found in of_kind(self.objects, "statistics")
+                for item in of_kind(self.objects, "statistics")
                 # A person's own may be elsewhere; those of a leaf that the lab made are with it.
-                if leaf.schema in (found.detail["schema"], *schemas.beside(leaf.region))
+                if leaf.schema in (item.detail["schema"], *schemas.beside(leaf.region))
             ),
         ]
 
@@ -312,8 +308,8 @@ class Definition:
         return [sql.SQL("ALTER TABLE {} {}").format(leaf.identifier(), listed)]
 
     def _comments(self, leaf: Leaf) -> Iterator[sql.Composed]:
-        for found in of_kind(self.objects, "table"):
-            yield from _comment("TABLE {}", found, leaf.identifier())
+        for item in of_kind(self.objects, "table"):
+            yield from _comment("TABLE {}", item, leaf.identifier())
         for column in self.columns:
             if column.comment is not None:
                 yield sql.SQL("COMMENT ON COLUMN {} IS {}").format(
@@ -324,14 +320,14 @@ class Definition:
     def _marks(self, leaf: Leaf) -> list[sql.Composed]:
         """Return what says which index it is clustered on, and by which rows are told apart."""
         actions: list[sql.Composable] = []
-        for found in of_kind(self.objects, "constraint", "index"):
-            if found.detail.get("is_clustered"):
-                actions.append(sql.SQL("CLUSTER ON {}").format(sql.Identifier(found.name)))
-            if found.detail.get("is_identity"):
-                index = sql.Identifier(found.name)
+        for item in of_kind(self.objects, "constraint", "index"):
+            if item.detail.get("is_clustered"):
+                actions.append(sql.SQL("CLUSTER ON {}").format(sql.Identifier(item.name)))
+            if item.detail.get("is_identity"):
+                index = sql.Identifier(item.name)
                 actions.append(sql.SQL("REPLICA IDENTITY USING INDEX {}").format(index))
-        for found in of_kind(self.objects, "table"):
-            if found.detail["replica_identity"] == "f":
+        for item in of_kind(self.objects, "table"):
+            if item.detail["replica_identity"] == "f":
                 actions.append(sql.SQL("REPLICA IDENTITY FULL"))
         return self._alter(leaf, actions)
 
@@ -378,8 +374,8 @@ def of_start(connection: psycopg.Connection[Any]) -> dict[str, Definition]:
 def carry_objects(connection: psycopg.Connection[Any], leaf: Leaf, definition: Definition) -> None:
     """Make the keys, indexes, CHECKs and statistics that a leaf has not, of those it is to have."""
     there = {
-        (found.kind, found.name)
-        for found in read(connection, {leaf.table: leaf.identifier()})[leaf.table]
+        (item.kind, item.name)
+        for item in read(connection, {leaf.table: leaf.identifier()})[leaf.table]
     }
     missing = tuple(x for x in definition.objects if (x.kind, x.name) not in there)
     lacking = replace(definition, objects=missing)
@@ -391,15 +387,15 @@ def grants(objects: Sequence[Object], name: sql.Identifier) -> list[sql.Composed
     """Return the statements that give the rights on what objects are of on another table too."""
     return [
         sql.SQL("GRANT {}{} ON {} TO {}{}").format(
-            sql.SQL(found.definition),
-            sql.SQL(" ({})").format(sql.Identifier(found.detail["column"]))
-            if found.detail["column"]
+            sql.SQL(item.definition),
+            sql.SQL(" ({})").format(sql.Identifier(item.detail["column"]))
+            if item.detail["column"]
             else sql.SQL(""),
             name,
-            sql.SQL(found.name),
-            sql.SQL(" WITH GRANT OPTION" if found.detail["is_grantable"] else ""),
+            sql.SQL(item.name),
+            sql.SQL(" WITH GRANT OPTION" if item.detail["is_grantable"] else ""),
         )
-        for found in of_kind(objects, "grant")
+        for item in of_kind(objects, "grant")
     ]
 
 
@@ -412,19 +408,19 @@ def give_parents_columns(
     """
     changed = False
     for table, parent in of_parents(connection).items():
-        wanted = definitions[table]
+        definition = definitions[table]
         row = connection.execute(
             "SELECT FROM pg_inherits WHERE inhparent = to_regclass(%s) LIMIT 1",
             (f"global.{table}",),
         ).fetchone()
         if row is not None:
-            odd = wanted.differences(parent)
+            odd = definition.differences(parent)
             if odd:
                 raise LabError(
                     f"global.{table} has not the same columns on all nodes: {', '.join(odd)}; add"
                     " each on every node, or drop it"
                 )
-        elif changes := wanted.changes_of(parent):
+        elif changes := definition.changes_of(parent):
             connection.execute(together(changes))
             changed = True
     return changed
@@ -449,23 +445,23 @@ def _of_start(start: Definition, parent: Definition) -> Definition:
 
 
 def _define(table: str, objects: Sequence[Object]) -> Definition:
-    columns = sorted(of_kind(objects, "column"), key=lambda found: found.detail["number"])
+    columns = sorted(of_kind(objects, "column"), key=lambda item: item.detail["number"])
     return Definition(
         table,
         tuple(map(Column.of, columns)),
         tuple(
-            found
-            for found in objects
-            if found.kind != "column" and (found.kind, found.name) != ("constraint", BOUND)
+            item
+            for item in objects
+            if item.kind != "column" and (item.kind, item.name) != ("constraint", BOUND)
         ),
     )
 
 
-def _comment(what: str, found: Object, *names: sql.Identifier) -> list[sql.Composed]:
-    if found.detail["comment"] is None:
+def _comment(what: str, item: Object, *names: sql.Identifier) -> list[sql.Composed]:
+    if item.detail["comment"] is None:
         return []
     named = sql.SQL(what).format(*names)
-    return [sql.SQL("COMMENT ON {} IS {}").format(named, sql.Literal(found.detail["comment"]))]
+    return [sql.SQL("COMMENT ON {} IS {}").format(named, sql.Literal(item.detail["comment"]))]
 
 
 def _name_of(qualified: str) -> str:

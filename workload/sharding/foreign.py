@@ -1,7 +1,7 @@
 """Foreign servers and foreign leaves: how a node reaches the rows that are at home elsewhere.
 
 One server for each other region, named after it. It lists every node of the region that is home to
-the rows now and goes to the one that takes writes, so it follows a fail-over by the next statement;
+the rows now and goes to the one that takes writes, so it follows a failover by the next statement;
 it goes over TLS and checks the region's name. A foreign leaf stands for the remote leaf, never for
 the remote parent: that would send queries in circles, and change rows by a ctid that is not unique.
 """
@@ -73,9 +73,9 @@ def _rights(role: str) -> sql.SQL:
 
 
 def grant(connection: psycopg.Connection[Any], name: str, region: str) -> bool:
-    """Let those who come as a role use a region's leaves; return whether they could not yet."""
+    """Grant a remote role the use of a region's leaves; return whether that was missing."""
     last = "DELETE" if name == OPERATOR_ROLE else "INSERT"
-    done = False
+    changed = False
     for table in TABLES:
         leaf = sql.Identifier(region, table)
         row: Any = connection.execute(
@@ -88,7 +88,7 @@ def grant(connection: psycopg.Connection[Any], name: str, region: str) -> bool:
             connection.execute(
                 sql.SQL("GRANT {} ON {} TO {}").format(_rights(name), leaf, sql.Identifier(name))
             )
-            done = True
+            changed = True
     row = connection.execute(
         "SELECT has_schema_privilege(%s, %s, 'USAGE') AND has_type_privilege(%s, 'global.country',"
         " 'USAGE') AND has_schema_privilege(%s, 'global', 'USAGE')",
@@ -100,8 +100,8 @@ def grant(connection: psycopg.Connection[Any], name: str, region: str) -> bool:
                 sql.Identifier(region), sql.Identifier(name)
             )
         )
-        done = True
-    return done
+        changed = True
+    return changed
 
 
 def ensure_server(
@@ -119,34 +119,34 @@ def ensure_server(
     row: Any = connection.execute(
         "SELECT coalesce(srvoptions, '{}') FROM pg_foreign_server WHERE srvname = %s", (region,)
     ).fetchone()
-    done = False
+    changed = False
     if row is None:
         connection.execute(
             sql.SQL("CREATE SERVER {} FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({})").format(
                 name, _options(options)
             )
         )
-        done = True
+        changed = True
     else:
-        found = dict(option.split("=", 1) for option in row[0])
+        current = dict(option.split("=", 1) for option in row[0])
         changes = [
             sql.SQL("{} {} {}").format(
-                sql.SQL("SET" if key in found else "ADD"), sql.Identifier(key), sql.Literal(value)
+                sql.SQL("SET" if key in current else "ADD"), sql.Identifier(key), sql.Literal(value)
             )
             for key, value in options.items()
-            if found.get(key) != value
+            if current.get(key) != value
         ]
         if changes:
             connection.execute(
                 sql.SQL("ALTER SERVER {} OPTIONS ({})").format(name, sql.SQL(", ").join(changes))
             )
-            done = True
+            changed = True
     for local, (remote, password) in mappings.items():
         if _map(connection, region, local, remote, password):
             grant_usage = sql.SQL("GRANT USAGE ON FOREIGN SERVER {} TO {}")
             connection.execute(grant_usage.format(name, sql.Identifier(local)))
-            done = True
-    return done
+            changed = True
+    return changed
 
 
 def _map(
@@ -256,7 +256,7 @@ def unstage_all(connection: psycopg.Connection[Any], region: str) -> bool:
 def make_warm_up(connection: psycopg.Connection[Any], region: str, role: str) -> str:
     """Return a statement by which a role's session opens its connection to a staged region's home.
 
-    It has a foreign table of its own: the swap need not wait for who is still at it.
+    It has a foreign table of its own, so the swap need not wait for sessions that still use it.
     """
     schema = sql.Identifier(schemas.STAGED.format(region=region))
     table = sql.Identifier(schemas.STAGED.format(region=region), WARM_UP)

@@ -149,11 +149,11 @@ def leaves_of(
 
     schema is where they stand, with {region} for the region's name.
     """
-    wanted = set(regions if only is None else only)
+    chosen = set(regions if only is None else only)
     return [
         Leaf(region, table, tuple(countries), schema.format(region=region))
         for region, countries in regions.items()
-        if region in wanted
+        if region in chosen
         for table in TABLES
     ]
 

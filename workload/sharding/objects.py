@@ -50,16 +50,16 @@ def read(
             " WHERE oid IS NOT NULL",
             (list(names),),
         ).fetchone()
-        found: dict[str, list[Object]] = {key: [] for key in [*tables, ""]}
+        by_key: dict[str, list[Object]] = {key: [] for key in [*tables, ""]}
         if row[0] is None:
-            return found
+            return by_key
         keys = {qualified: names[name] for name, qualified in zip(*row, strict=True)}
         connection.execute("SELECT set_config('lab.tables', %s::text[]::text, true)", (row[1],))
         for table, kind, name, definition, detail in connection.execute(_OBJECTS.encode()):
-            found[keys[table] if table else ""].append(
+            by_key[keys[table] if table else ""].append(
                 Object(table, kind, name, definition or "", detail or {})
             )
-    return found
+    return by_key
 
 
 def of_kind(objects: Iterable[Object], *kinds: str) -> list[Object]:

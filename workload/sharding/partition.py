@@ -195,8 +195,8 @@ def _carry_rights(
     roles = set()
     for table in STARTED:
         rights = of_kind(definitions[table.name].objects, "grant")
-        roles |= {found.name for found in rights if found.name != "PUBLIC"}
-        writes = [found for found in rights if found.definition in WRITTEN_THROUGH]
+        roles |= {item.name for item in rights if item.name != "PUBLIC"}
+        writes = [item for item in rights if item.definition in WRITTEN_THROUGH]
         for statement in [
             *grants(rights, sql.Identifier("lab", table.name)),
             *grants(writes, sql.Identifier("global", table.name)),

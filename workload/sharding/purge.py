@@ -109,10 +109,10 @@ def _purge_node(
         slots = [schemas.slot(name) for name in topology.nodes]
         removed += [f"slot {name}" for name in slots if replicas.drop_slot(connection, name)]
         for name in [*map(schemas.publication, regions), schemas.BARRIER]:
-            found = connection.execute(
+            row = connection.execute(
                 "SELECT FROM pg_publication WHERE pubname = %s", (name,)
             ).fetchone()
-            if found is not None:
+            if row is not None:
                 connection.execute(sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name)))
                 removed.append(f"publication {name}")
         for region in regions:
@@ -160,8 +160,8 @@ def clean_statistics(connection: psycopg.Connection[Any]) -> None:
     row: Any = connection.execute("SELECT pg_current_xact_id()::xid").fetchone()
 
     def nobody_sees_them() -> bool:
-        found: Any = connection.execute(_STILL_SEEING, {"xid": row[0]}).fetchone()
-        return bool(found[0] == 0)
+        seers: Any = connection.execute(_STILL_SEEING, {"xid": row[0]}).fetchone()
+        return bool(seers[0] == 0)
 
     poll(nobody_sees_them, OPEN_S, "a transaction is open that still sees what was removed")
     for name in ("pg_statistic", "pg_statistic_ext_data"):
@@ -189,10 +189,10 @@ def drop_old_wal(topology: Topology, password: str, node: str) -> None:
                 standby.autocommit = True
 
                 def has_replayed(standby: psycopg.Connection[Any] = standby) -> bool:
-                    found: Any = standby.execute(
+                    row: Any = standby.execute(
                         "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", (position,)
                     ).fetchone()
-                    return bool(found[0])
+                    return bool(row[0])
 
                 poll(has_replayed, WAL_S, f"{name} does not replay the WAL of {node}")
                 _await_removal(standby, first_kept, name)
@@ -201,7 +201,7 @@ def drop_old_wal(topology: Topology, password: str, node: str) -> None:
 def _await_removal(connection: psycopg.Connection[Any], first_kept: str, node: str) -> None:
     def is_gone() -> bool:
         connection.execute("CHECKPOINT")
-        found: Any = connection.execute(_OLD_WAL, (first_kept,)).fetchone()
-        return bool(found[0] == 0)
+        row: Any = connection.execute(_OLD_WAL, (first_kept,)).fetchone()
+        return bool(row[0] == 0)
 
     poll(is_gone, WAL_S, f"{node} keeps WAL from before {first_kept}: a slot that is not read does")

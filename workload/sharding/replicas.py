@@ -50,16 +50,16 @@ class Copied:
         return self.rows / max(1e-9, self.seconds)
 
 
-def save(lab: Lab, found: Sequence[Copied]) -> None:
+def save(lab: Lab, copies: Sequence[Copied]) -> None:
     """Write what first copies took to replicas.json, {node: {rows, seconds, rows_per_s}}."""
     rows = store.load_by_name(lab, "replicas")
-    for copied in found:
+    for copied in copies:
         rows[copied.node] = {
             "rows": copied.rows,
             "seconds": copied.seconds,
             "rows_per_s": copied.rows_per_s,
         }
-    if found:
+    if copies:
         store.save(lab, "replicas", rows)
 
 
@@ -67,23 +67,23 @@ def replicate(
     topology: Topology,
     password: str,
     regions: Mapping[str, Sequence[str]],
-    wanted: Mapping[str, Sequence[str]],
+    kept_by_node: Mapping[str, Sequence[str]],
     say: Say,
     why: Callable[[str], str | None] = lambda node: None,
 ) -> list[Copied]:
     """Ensure that nodes hold copies of regions' leaves; return what was copied now.
 
-    regions: {name: countries}, all; wanted: {node: regions whose leaves it copies}. A copy that is
-    kept up to date is left alone. why tells what stops a node for good. Raises LabError with the
-    node that it went wrong on.
+    regions: {name: countries}, all; kept_by_node: {node: regions whose leaves it copies}. A copy
+    that is kept up to date is left alone. why tells what stops a node for good. Raises LabError
+    with the node that it went wrong on.
     """
     source = topology.operator_login(topology.origin_primary(), password)
-    for node, kept in wanted.items():
+    for node, kept in kept_by_node.items():
         narrow(topology, password, node, kept)
     stale = [
         node
-        for node in wanted
-        if not is_current(topology, password, node, leaves_of(regions, wanted[node]))
+        for node in kept_by_node
+        if not is_current(topology, password, node, leaves_of(regions, kept_by_node[node]))
     ]
     if stale:
         with connect(source, 10) as connection:
@@ -91,18 +91,18 @@ def replicate(
             take_turns(connection, CATCH_UP_S)
             publish(connection, regions)
         reached("replicas.published")
-    found: list[Copied] = []
+    copies: list[Copied] = []
 
     def job(node: str) -> None:
         try:
-            found.append(_copy_to(topology, password, node, regions, wanted[node], say))
+            copies.append(_copy_to(topology, password, node, regions, kept_by_node[node], say))
         except psycopg.Error as error:
             raise LabError(f"{node}: {describe(error)}") from None
 
     in_parallel([lambda node=node: job(node) for node in stale])  # type: ignore[misc]
-    logins = {node: topology.operator_login(node, password) for node in wanted}
+    logins = {node: topology.operator_login(node, password) for node in kept_by_node}
     barrier.await_all(source, logins, CATCH_UP_S, why)
-    return found
+    return copies
 
 
 def kept_by(
@@ -112,15 +112,15 @@ def kept_by(
 
     All of them; with own each node's own region alone, until its rows are at home there.
     """
-    wanted: dict[str, list[str]] = {}
+    kept_by_node: dict[str, list[str]] = {}
     for name, node in topology.nodes.items():
         if node["region"] == topology.origin():
             continue
         if not own:
-            wanted[name] = list(regions)
+            kept_by_node[name] = list(regions)
         elif node["role"] != "primary" and is_at_origin(topology, password, node["region"]):
-            wanted[name] = [node["region"]]
-    return wanted
+            kept_by_node[name] = [node["region"]]
+    return kept_by_node
 
 
 def is_at_origin(topology: Topology, password: str, region: str) -> bool:
@@ -138,15 +138,15 @@ def narrow(topology: Topology, password: str, node: str, kept: Sequence[str]) ->
 
     What it holds of the others is left as it is.
     """
-    wanted = {publication(region) for region in kept} | {BARRIER}
+    publications = {publication(region) for region in kept} | {BARRIER}
     with connect(topology.operator_login(node, password), 10) as connection:
         connection.autocommit = True
         row: Any = connection.execute(
             "SELECT subpublications FROM pg_subscription WHERE subname = %s", (SUBSCRIPTION,)
         ).fetchone()
-        if row is None or not set(row[0]) > wanted:
+        if row is None or not set(row[0]) > publications:
             return False
-        names = sql.SQL(", ").join(map(sql.Identifier, sorted(wanted)))
+        names = sql.SQL(", ").join(map(sql.Identifier, sorted(publications)))
         connection.execute(
             sql.SQL("ALTER SUBSCRIPTION {} SET PUBLICATION {} WITH (copy_data = false)").format(
                 sql.Identifier(SUBSCRIPTION), names
@@ -181,17 +181,17 @@ def is_current(topology: Topology, password: str, node: str, leaves: Sequence[Le
             "SELECT subenabled, subpublications FROM pg_subscription WHERE subname = %s",
             (SUBSCRIPTION,),
         ).fetchone()
-        wanted = {publication(leaf.region) for leaf in leaves} | {BARRIER}
-        if not row or not row[0] or set(row[1]) != wanted:
+        publications = {publication(leaf.region) for leaf in leaves} | {BARRIER}
+        if not row or not row[0] or set(row[1]) != publications:
             return False
         if not all(_is_attached(connection, leaf) for leaf in leaves):
             return False
     with connect(topology.operator_login(topology.origin_primary(), password), 10) as connection:
-        found = connection.execute(
+        row = connection.execute(
             "SELECT FROM pg_replication_slots WHERE slot_name = %s AND wal_status <> 'lost'",
             (slot(node),),
         ).fetchone()
-    return found is not None
+    return row is not None
 
 
 def _is_attached(connection: psycopg.Connection[Any], leaf: Leaf) -> bool:
@@ -207,13 +207,13 @@ def _copy_to(
     password: str,
     node: str,
     regions: Mapping[str, Sequence[str]],
-    wanted: Sequence[str],
+    kept: Sequence[str],
     say: Say,
 ) -> Copied:
     origin = topology.origin_primary()
     source = topology.operator_login(origin, password)
     target = topology.operator_login(node, password)
-    incoming = leaves_of(regions, wanted, INCOMING)
+    incoming = leaves_of(regions, kept, INCOMING)
     with connect(target, 10) as at_target:
         at_target.autocommit = True
         take_turns(at_target, CATCH_UP_S)
@@ -222,7 +222,7 @@ def _copy_to(
             at_source.autocommit = True
             drop_slot(at_source, slot(node))
             definitions = of_leaves(at_source, topology.origin())
-        for region in wanted:
+        for region in kept:
             schemas.drop(at_target, INCOMING.format(region=region), list(TABLES))
             at_target.execute(schemas.create(INCOMING.format(region=region)))
         for leaf in incoming:
@@ -242,13 +242,13 @@ def _copy_to(
         reached("replicas.loaded")
         with at_target.transaction():
             # A purchase's foreign key goes before what it refers to.
-            for leaf in reversed(leaves_of(regions, wanted)):
+            for leaf in reversed(leaves_of(regions, kept)):
                 at_target.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(leaf.identifier()))
             for leaf in incoming:
                 at_target.execute(together(definitions[leaf.table].move(leaf, leaf.region)))
-            for leaf in leaves_of(regions, wanted):
+            for leaf in leaves_of(regions, kept):
                 at_target.execute(leaf.attach())
-        for region in wanted:
+        for region in kept:
             schemas.drop(at_target, INCOMING.format(region=region), list(TABLES))
         reached("replicas.attached")
         subscribe(
@@ -265,7 +265,7 @@ def _copy_to(
                 node,
             ),
             slot(node),
-            [publication(region) for region in wanted],
+            [publication(region) for region in kept],
         )
     return copied
 
@@ -359,10 +359,10 @@ def subscribe(
 
 def unsubscribe(connection: psycopg.Connection[Any]) -> bool:
     """Drop a node's subscription and leave its slot to the origin; return whether there was one."""
-    found = connection.execute(
+    row = connection.execute(
         "SELECT FROM pg_subscription WHERE subname = %s", (SUBSCRIPTION,)
     ).fetchone()
-    if found is None:
+    if row is None:
         return False
     name = sql.Identifier(SUBSCRIPTION)
     connection.execute(sql.SQL("ALTER SUBSCRIPTION {} DISABLE").format(name))
@@ -373,11 +373,11 @@ def unsubscribe(connection: psycopg.Connection[Any]) -> bool:
 
 def drop_slot(connection: psycopg.Connection[Any], name: str) -> bool:
     """Drop a slot, ending the session that reads from it; return whether there was one."""
-    found = connection.execute(
+    row = connection.execute(
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s",
         (name,),
     ).fetchone()
-    if found is None:
+    if row is None:
         return False
 
     def dropped() -> bool:

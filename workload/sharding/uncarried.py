@@ -50,12 +50,12 @@ def on_start(connection: psycopg.Connection[Any]) -> list[str]:
 def unique_by_region(connection: psycopg.Connection[Any]) -> Iterator[str]:
     """Yield the keys of the start's tables that will hold within a region, and no further."""
     objects = read(connection, {table.name: table.start() for table in STARTED})
-    for found in itertools.chain.from_iterable(objects.values()):
-        if found.detail.get("type") in ("u", "x") or (
-            found.kind == "index" and found.detail["is_unique"]
+    for item in itertools.chain.from_iterable(objects.values()):
+        if item.detail.get("type") in ("u", "x") or (
+            item.kind == "index" and item.detail["is_unique"]
         ):
             yield (
-                f"{found.kind} {found.name} on {found.table} will hold within each region: the"
+                f"{item.kind} {item.name} on {item.table} will hold within each region: the"
                 " same value may come in two of them"
             )
 
@@ -64,19 +64,19 @@ def roles(connection: psycopg.Connection[Any], own: str) -> list[str]:
     """Return the roles with rights on the tables of the start, but for PUBLIC and the lab's own."""
     objects = read(connection, {table.name: table.start() for table in STARTED})
     rights = of_kind(itertools.chain.from_iterable(objects.values()), "grant")
-    return sorted({found.name for found in rights} - {"PUBLIC", own})
+    return sorted({item.name for item in rights} - {"PUBLIC", own})
 
 
 def on_leaves(connection: psycopg.Connection[Any], node: str, leaves: Iterable[Leaf]) -> list[str]:
     """Return what is on leaves that another table takes the places of, a problem each."""
     objects = read(connection, {leaf.name: leaf.identifier() for leaf in leaves})
     return [
-        f"{found.kind} {found.name} on {name} of {node}: the table is going from there, and a"
+        f"{item.kind} {item.name} on {name} of {node}: the table is going from there, and a"
         " foreign table takes its place: drop it, and make it again after"
         for name, each in objects.items()
         if name and each and of_kind(each, "table")[0].definition == "r"
-        for found in of_kind(each, *_LEFT_BEHIND)
-        if not _is_own_partition(found) and not _is_the_labs(found)
+        for item in of_kind(each, *_LEFT_BEHIND)
+        if not _is_own_partition(item) and not _is_the_labs(item)
     ]
 
 
@@ -84,11 +84,11 @@ def on_parents(connection: psycopg.Connection[Any], node: str) -> list[str]:
     """Return what on partitioned tables keeps foreign leaves from being put below them."""
     objects = read(connection, {name: sql.Identifier("global", name) for name in TABLES})
     return [
-        f"{found.kind} {found.name} on global.{name} of {node}: no foreign table can be a partition"
+        f"{item.kind} {item.name} on global.{name} of {node}: no foreign table can be a partition"
         " below a unique key: drop it"
         for name, each in objects.items()
-        for found in of_kind(each, "constraint", "index")
-        if found.detail.get("type") in ("p", "u", "x") or found.detail.get("is_unique")
+        for item in of_kind(each, "constraint", "index")
+        if item.detail.get("type") in ("p", "u", "x") or item.detail.get("is_unique")
     ]
 
 
@@ -97,69 +97,69 @@ def kept_in_place(
 ) -> list[str]:
     """Return what is on leaves, {table: name}, and would not go along to new tables."""
     objects = read(connection, leaves)
-    names = {found.table for each in objects.values() for found in each if found.table}
+    names = {item.table for each in objects.values() for item in each if item.table}
     fixed = []
-    for found in itertools.chain.from_iterable(objects.values()):
-        if found.kind in _LEFT_BEHIND and not _is_own_partition(found):
-            fixed.append(f"{found.kind} {found.name}")
-        if found.kind == "table" and found.detail["row_security"]:
-            fixed.append(f"row security of {found.table}")
-        if found.kind == "table" and found.detail["label"]:
-            fixed.append(f"security label of {found.table}")
-        if found.detail.get("type") == "f" and found.detail["refers_to"] not in names:
-            fixed.append(f"constraint {found.name}")
+    for item in itertools.chain.from_iterable(objects.values()):
+        if item.kind in _LEFT_BEHIND and not _is_own_partition(item):
+            fixed.append(f"{item.kind} {item.name}")
+        if item.kind == "table" and item.detail["row_security"]:
+            fixed.append(f"row security of {item.table}")
+        if item.kind == "table" and item.detail["label"]:
+            fixed.append(f"security label of {item.table}")
+        if item.detail.get("type") == "f" and item.detail["refers_to"] not in names:
+            fixed.append(f"constraint {item.name}")
     return fixed
 
 
-def _is_own_partition(found: Object) -> bool:
-    return found.kind == "inheritance" and bool(found.detail["is_partition"])
+def _is_own_partition(item: Object) -> bool:
+    return item.kind == "inheritance" and bool(item.detail["is_partition"])
 
 
-def _is_the_labs(found: Object) -> bool:
-    return (found.kind == "publication" and found.name.startswith("lab_")) or (
-        found.kind == "subscription" and found.name == schemas.SUBSCRIPTION
+def _is_the_labs(item: Object) -> bool:
+    return (item.kind == "publication" and item.name.startswith("lab_")) or (
+        item.kind == "subscription" and item.name == schemas.SUBSCRIPTION
     )
 
 
 def _problems(table: Table, objects: Sequence[Object]) -> Iterator[str]:
     name = objects[0].table
-    for found in of_kind(objects, *_LEFT_BEHIND):
-        what = found.name if found.kind != "foreign key" else f"{found.name} of {found.definition}"
-        yield f"{found.kind} {what} on {name}: {_LEFT_BEHIND[found.kind]}"
-    for found in of_kind(objects, "need"):
+    for item in of_kind(objects, *_LEFT_BEHIND):
+        what = item.name if item.kind != "foreign key" else f"{item.name} of {item.definition}"
+        yield f"{item.kind} {what} on {name}: {_LEFT_BEHIND[item.kind]}"
+    for item in of_kind(objects, "need"):
         yield (
-            f"{found.name} needs {found.definition}, which other nodes do not have: use what"
+            f"{item.name} needs {item.definition}, which other nodes do not have: use what"
             " PostgreSQL brings, or drop it"
         )
     yield from _table_problems(of_kind(objects, "table")[0], name)
     yield from _column_problems(table, of_kind(objects, "column"), name)
-    for found in of_kind(objects, "constraint", "index"):
-        what = f"{found.kind} {found.name} on {name}"
-        kind = found.detail.get("type")
-        if found.detail.get("tablespace"):
-            yield f"{what} is in tablespace {found.detail['tablespace']}: move it to the default"
-        if found.detail.get("is_valid") is False:
+    for item in of_kind(objects, "constraint", "index"):
+        what = f"{item.kind} {item.name} on {name}"
+        kind = item.detail.get("type")
+        if item.detail.get("tablespace"):
+            yield f"{what} is in tablespace {item.detail['tablespace']}: move it to the default"
+        if item.detail.get("is_valid") is False:
             yield f"{what} is not valid: REINDEX it, or drop it"
-        if found.kind == "constraint" and found.name == BOUND:
+        if item.kind == "constraint" and item.name == BOUND:
             yield f"{what}: the lab needs the name, rename it"
-        if kind == "p" and found.detail["columns"] != ["id"]:
-            yield f"{what} is on {', '.join(found.detail['columns'])}: rows go by the column id"
+        if kind == "p" and item.detail["columns"] != ["id"]:
+            yield f"{what} is on {', '.join(item.detail['columns'])}: rows go by the column id"
         if kind == "f" and (
             not table.follows
-            or found.detail["refers_to"] != f"public.{table.follows}"
-            or found.detail["columns"] != [table.by]
+            or item.detail["refers_to"] != f"public.{table.follows}"
+            or item.detail["columns"] != [table.by]
         ):
             yield (
-                f"foreign key {found.name} on {name} refers to {found.detail['refers_to']}, whose"
+                f"foreign key {item.name} on {name} refers to {item.detail['refers_to']}, whose"
                 " rows may be on another node: drop it"
             )
-    if not any(found.detail.get("type") == "p" for found in of_kind(objects, "constraint")):
+    if not any(item.detail.get("type") == "p" for item in of_kind(objects, "constraint")):
         yield f"{name} has no primary key: add one on id"
 
 
-def _table_problems(found: Object, name: str) -> Iterator[str]:
-    detail = found.detail
-    if found.definition != "r":
+def _table_problems(item: Object, name: str) -> Iterator[str]:
+    detail = item.detail
+    if item.definition != "r":
         yield f"{name} is no plain table: its rows are moved from one"
     if not detail["is_superusers"]:
         yield (
@@ -185,7 +185,7 @@ def _table_problems(found: Object, name: str) -> Iterator[str]:
 
 
 def _column_problems(table: Table, columns: Sequence[Object], name: str) -> Iterator[str]:
-    there = {found.name: found for found in columns}
+    there = {item.name: item for item in columns}
     for key in filter(None, ("id", table.by)):
         if key not in there or there[key].definition != "uuid":
             yield f"column {name}.{key} is no uuid: rows go by one"
@@ -193,8 +193,8 @@ def _column_problems(table: Table, columns: Sequence[Object], name: str) -> Iter
         yield f"column {name}.{REGION}: the lab adds one of that name, rename it"
     if not table.follows and (REGION not in there or there[REGION].definition != "text"):
         yield f"column {name}.{REGION} is no text: it says where a row is at home"
-    for found in columns:
-        if found.detail["identity"]:
-            yield f"column {name}.{found.name} is an identity: {_LEFT_BEHIND['sequence']}"
-        if found.detail["is_virtual"]:
-            yield f"column {name}.{found.name} is generated when it is read: make it STORED"
+    for item in columns:
+        if item.detail["identity"]:
+            yield f"column {name}.{item.name} is an identity: {_LEFT_BEHIND['sequence']}"
+        if item.detail["is_virtual"]:
+            yield f"column {name}.{item.name} is generated when it is read: make it STORED"
