@@ -198,7 +198,7 @@ def password_problems(password: str, address: str) -> list[str]:
         return ["lab_password is empty: set LAB_PASSWORD"]
     if password == "password" and not loopback:
         return [
-            f"lab_address is {address} and the password is the source document's 'password': set"
+            f"lab_address is '{address}' and the password is the source document's 'password': set"
             " LAB_PASSWORD to a secret one"
         ]
     return []

@@ -13,6 +13,7 @@ import pytest
 from tests.fixtures.labs import CHECKOUT, LabUnderTest
 from tests.fixtures.world import CONTAINERS
 from workload.nodes.docker import Engine
+from workload.sharding import foreign
 
 #: Seconds between two reads of all processes' command lines, as ps would show them to anybody.
 EVERY_S = 0.02
@@ -51,7 +52,7 @@ def test_passwords_are_in_no_output_argument_log_or_label(
     _, command_lines = watched(lab, log, "before", "-vvvv")
     for arguments in (
         ("before", "-vvv", "--check"), ("expand_eu", "-vvv"), ("failover", "-vvv"),
-        ("rejoin", "-vvv"),
+        ("rejoin", "-vvv"), ("expand_world", "-vvv"), ("shard", "-vvv"), ("after", "-vvv"),
     ):  # fmt: skip
         if arguments[0] == "failover":
             lab.kill_server()
@@ -60,14 +61,14 @@ def test_passwords_are_in_no_output_argument_log_or_label(
     # The log goes on from run to run.
     output = log.read_text()
     places = {"output": output, "arguments": "\n".join(command_lines)}
-    for node in ("eu", "eu_2"):
+    for node in CONTAINERS:
         places[f"log of {node}"] = server_log(lab, node)
         assert "ready to accept" in places[f"log of {node}"]
         if lab.runtime == "docker":
             name = f"{lab.lab.name}_{CONTAINERS[node]}"
             places[f"labels of {node}"] = str(Engine().client.containers.get(name).labels)
     passwords = {path.name: path.read_text() for path in (lab.lab.home / "secrets").iterdir()}
-    assert {"customers", "replication"} <= set(passwords)
+    assert set(passwords) == {"customers", "replication", *foreign.SECRETS}
     for name, password in {**passwords, "the superuser": canary}.items():
         for place, text in places.items():
             assert password not in text, f"{name}'s password is in {place}"
