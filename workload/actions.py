@@ -90,7 +90,15 @@ class LabAction(ActionBase):
     def say(self, line: str) -> None:
         """Print how far a long step is, or its result."""
         indent = " " * 11
-        shown = textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent=indent)
+        # Names and paths stay whole, so that they can be copied.
+        shown = textwrap.fill(
+            line,
+            WIDTH,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
         self._display.display(shown)
 
     def act(self, arguments: dict[str, Any], dry_run: bool) -> dict[str, Any]:
