@@ -275,6 +275,15 @@ def test_subscription_that_comes_meanwhile_waits_for_its_table(
             add = subscription.__enter__()
             add(20)
             eventually(lambda: ids(other, "customer") == add(0))
+            # No table goes while a subscription's first copy of it is not over.
+            eventually(
+                lambda: (
+                    other.execute(
+                        "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel"
+                    ).fetchone()
+                    == (True,)
+                )
+            )
 
     held(moving, "partition.armed", subscribe)
     try:
